@@ -1,0 +1,1 @@
+"""Thin commands: argument parsing and printing only."""
