@@ -1,0 +1,40 @@
+"""mp-patch: the smallest edit of a host's own files that lets its command take MotionPrompt's options.
+
+patches/<name>/manifest.yaml says what is edited, `fetch` gets the pinned host, `apply`, `status` and `revert` work on
+any checkout of it.
+"""
+
+from mp_hooks.patching.checkout import (
+    HALF_PATCHED,
+    PATCHED,
+    UNPATCHED,
+    FileStatus,
+    Status,
+    apply,
+    diff,
+    require_patched,
+    revert,
+    status,
+)
+from mp_hooks.patching.fetch import fetch, is_present
+from mp_hooks.patching.manifest import Manifest, default_checkout, load, names, read
+
+__all__ = [
+    "HALF_PATCHED",
+    "PATCHED",
+    "UNPATCHED",
+    "FileStatus",
+    "Manifest",
+    "Status",
+    "apply",
+    "default_checkout",
+    "diff",
+    "fetch",
+    "is_present",
+    "load",
+    "names",
+    "read",
+    "require_patched",
+    "revert",
+    "status",
+]

@@ -1,0 +1,87 @@
+"""The `mp-patch` command: get a host, edit it, say what it is, undo it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from mp_hooks import patching
+from mp_hooks.errors import MotionPromptError, exits_cleanly
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of `mp-patch`."""
+    parser = argparse.ArgumentParser(
+        prog="mp-patch",
+        description="Let a text-to-video codebase take --motionprompt: gets its pinned version and makes a small edit.",
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="the host, one of those --list shows")
+    parser.add_argument("--repo", type=Path, metavar="DIR", help="your own checkout, instead of the one in third_party")
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--list", action="store_true", help="the hosts, their versions and whether they are patched")
+    action.add_argument("--check", action="store_true", help="show the edit without making it")
+    action.add_argument("--status", action="store_true", help="say what is patched")
+    action.add_argument("--revert", action="store_true", help="undo the edit; your own changes stay")
+    parser.add_argument("--force", action="store_true", help="edit files of another version or with changes of yours")
+    return parser
+
+
+@exits_cleanly
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.list:
+        return _list()
+    if args.name is None:
+        parser.error("give the NAME of a host; mp-patch --list shows them")
+    manifest = patching.load(args.name)
+    repo = args.repo or patching.default_checkout(manifest)
+    if args.status:
+        return _status(manifest, _existing(manifest, repo))
+    if args.check:
+        print(patching.diff(manifest, _existing(manifest, repo), force=args.force) or "nothing to change\n", end="")
+        return 0
+    if args.revert:
+        _report("reverted", manifest, repo, patching.revert(manifest, _existing(manifest, repo)))
+        return 0
+    if args.repo is None and not patching.is_present(repo):
+        print(f"getting {manifest.title} {manifest.commit[:7]} from {manifest.url}", flush=True)
+        patching.fetch(manifest, repo)
+    _report("patched", manifest, repo, patching.apply(manifest, repo, force=args.force))
+    print(f"next:\n  cd {repo}\n  {manifest.run}")
+    return 0
+
+
+def _existing(manifest: patching.Manifest, repo: Path) -> Path:
+    if not patching.is_present(repo):
+        raise MotionPromptError(
+            f"no checkout of {manifest.title} in {repo}; get one with: mp-patch {manifest.name}, or give --repo DIR"
+        )
+    return repo
+
+
+def _status(manifest: patching.Manifest, repo: Path) -> int:
+    status = patching.status(manifest, repo)
+    print(f"{manifest.name} in {repo}: {status.state}")
+    for file in status.files:
+        print(f"  {file}")
+    if status.state == patching.HALF_PATCHED:
+        raise MotionPromptError(f"{repo} is half patched; complete it with mp-patch {manifest.name}, or add --revert")
+    return 0
+
+
+def _report(done: str, manifest: patching.Manifest, repo: Path, status: patching.Status) -> None:
+    print(f"{done}: {manifest.title} in {repo}" + ("" if status.is_as_pinned else " (your other changes are kept)"))
+    for file in status.files:
+        print(f"  {file}")
+
+
+def _list() -> int:
+    for name in patching.names():
+        manifest = patching.load(name)
+        repo = patching.default_checkout(manifest)
+        state = patching.status(manifest, repo).state if patching.is_present(repo) else "not fetched"
+        print(f"{name:16} {manifest.title:16} {manifest.commit[:7]}  {state}")
+    return 0

@@ -1,0 +1,139 @@
+"""What mp-patch knows about a host: patches/<name>/manifest.yaml."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from mp_hooks.errors import MotionPromptError, unknown_name
+from mp_hooks.patching.edit import PLACES, Edit
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class PatchedFile:
+    """A file of the host, `path` relative to the checkout, and our edits in it."""
+
+    path: str
+    sha256: str
+    edits: tuple[Edit, ...]
+
+    def is_pristine(self, data: bytes) -> bool:
+        """Whether `data` is upstream's file, whatever newlines the checkout gave it."""
+        unix = data.replace(b"\r\n", b"\n")
+        return any(sha256(form).hexdigest() == self.sha256 for form in (data, unix, unix.replace(b"\n", b"\r\n")))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A host: where its pinned upstream is had, where it is put, what is edited and how it is run.
+
+    folder: the submodule, relative to the repository. run: the command to show, relative to the checkout.
+    """
+
+    name: str
+    title: str
+    url: str
+    commit: str
+    folder: str
+    run: str
+    files: tuple[PatchedFile, ...]
+
+
+def source_root() -> Path | None:
+    """The repository mp_hooks runs from; None where it was installed as a wheel."""
+    root = _PACKAGE.parent
+    return None if (_PACKAGE / "_patches").is_dir() or not (root / "patches").is_dir() else root
+
+
+def default_checkout(manifest: Manifest) -> Path:
+    """Where the host goes without --repo: third_party/ of the repository, of the current folder for a wheel."""
+    return (source_root() or Path.cwd()) / manifest.folder
+
+
+def names() -> list[str]:
+    """The hosts that have a manifest."""
+    return sorted(path.parent.name for path in _patches().glob("*/manifest.yaml"))
+
+
+def load(name: str) -> Manifest:
+    """The manifest of host `name`; an unknown name is a MotionPromptError that lists the valid ones."""
+    if name not in names():
+        raise unknown_name("host", name, names())
+    return read(_patches() / name / "manifest.yaml")
+
+
+def read(path: Path) -> Manifest:
+    """Read and check one manifest; raises MotionPromptError that names the file and the fault."""
+    try:
+        return _manifest(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+        raise MotionPromptError(f"cannot read the manifest {path}: {' '.join(str(error).split())}") from error
+    except MotionPromptError as error:
+        raise MotionPromptError(f"faulty manifest {path}: {error}") from error
+
+
+def _patches() -> Path:
+    root = source_root()
+    return root / "patches" if root else _PACKAGE / "_patches"
+
+
+def _manifest(tree: Any) -> Manifest:
+    fields = _fields(tree, "the manifest", text=["name", "title", "url", "commit", "folder", "run"], lists=["files"])
+    if not re.fullmatch(r"[0-9a-f]{40}", fields["commit"]):
+        raise MotionPromptError("commit must be the 40 hex digits of a commit")
+    if not fields["url"].startswith("https://"):
+        raise MotionPromptError("url must start with https://")
+    _inside(fields["folder"])
+    files = tuple(_file(entry) for entry in fields.pop("files"))
+    if len({file.path for file in files}) != len(files):
+        raise MotionPromptError("a file is listed twice")
+    return Manifest(**fields, files=files)
+
+
+def _file(tree: Any) -> PatchedFile:
+    fields = _fields(tree, "a file", text=["path", "sha256"], lists=["edits"])
+    _inside(fields["path"])
+    if not re.fullmatch(r"[0-9a-f]{64}", fields["sha256"]):
+        raise MotionPromptError(f"sha256 of {fields['path']} must be 64 hex digits")
+    edits = tuple(_edit(entry) for entry in fields["edits"])
+    if len({edit.insert.strip() for edit in edits if edit.place != "end"}) != sum(e.place != "end" for e in edits):
+        raise MotionPromptError(f"{fields['path']} has the same line inserted twice, which cannot be told apart")
+    return PatchedFile(fields["path"], fields["sha256"], edits)
+
+
+def _edit(tree: Any) -> Edit:
+    fields = _fields(tree, "an edit", text=["place", "anchor", "insert"])
+    if fields["place"] not in PLACES:
+        raise unknown_name("place", fields["place"], list(PLACES))
+    for key in ("anchor", "insert"):
+        if not fields[key].strip() or len(fields[key].splitlines()) != 1:
+            raise MotionPromptError(f"{key} must be one line that is not blank")
+    return Edit(fields["place"], fields["anchor"].encode(), fields["insert"].encode())
+
+
+def _fields(tree: Any, what: str, text: list[str], lists: list[str] | None = None) -> dict[str, Any]:
+    """`tree` as a dictionary with exactly these keys, holding strings and non-empty lists."""
+    lists = lists or []
+    if not isinstance(tree, Mapping) or set(tree) != {*text, *lists}:
+        raise MotionPromptError(f"{what} must have the keys {', '.join([*text, *lists])} and no others")
+    for key in text:
+        if not isinstance(tree[key], str) or not tree[key]:
+            raise MotionPromptError(f"{key} of {what} must be text")
+    for key in lists:
+        if not isinstance(tree[key], list) or not tree[key]:
+            raise MotionPromptError(f"{key} of {what} must be a list with something in it")
+    return dict(tree)
+
+
+def _inside(path: str) -> None:
+    parts = PurePosixPath(path).parts
+    if not parts or parts[0] == "/" or ".." in parts or "\\" in path or ":" in path or "\0" in path:
+        raise MotionPromptError(f"'{path}' must be a path inside the checkout")

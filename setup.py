@@ -1,0 +1,60 @@
+"""Packaging of mp_hooks. Tool settings are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "mp_hooks/__init__.py").read_text(encoding="utf-8"), re.M)[1]
+
+# decord publishes wheels for Linux on x86-64 and for Windows; eva-decord is the same reader built for Mac.
+DECORD = [
+    "decord>=0.6; (platform_system == 'Linux' and platform_machine == 'x86_64') or platform_system == 'Windows'",
+    "eva-decord>=0.6; platform_system == 'Darwin'",
+]
+
+EXTRAS = {
+    # Memory-efficient attention of the hosts; needs a CUDA build of torch.
+    "xformers": ["xformers"],
+    # Backbones that are diffusers pipelines.
+    "diffusers": ["diffusers>=0.30", "transformers>=4.40", "accelerate>=0.30", "sentencepiece"],
+    # What VideoCrafter's own code imports. open_clip 2.23 drops an argument its image encoder uses.
+    "videocrafter": ["open_clip_torch>=2.20,<2.23", "transformers>=4.25", "kornia", "opencv-python-headless"],
+    "test": ["pytest>=7", "hypothesis", "ruff", "opencv-python-headless"],
+    "bench": ["opencv-python-headless", "matplotlib"],
+}
+
+setup(
+    name="mp_hooks",
+    version=VERSION,
+    description="MotionPrompt: optical-flow guided prompt optimisation as hooks on text-to-video codebases",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=[*find_packages(include=["mp_hooks", "mp_hooks.*"]), "mp_hooks._patches"],
+    # The manifests live at the top of the repository and travel inside the wheel.
+    package_dir={"mp_hooks._patches": "patches"},
+    package_data={
+        "mp_hooks": ["py.typed", "**/*.json", "**/*.yaml", "**/*.safetensors", "**/*.txt", "**/*.md"],
+        "mp_hooks._patches": ["*/manifest.yaml"],
+    },
+    install_requires=[
+        "torch>=2.0",
+        "torchvision>=0.15",
+        "numpy>=1.23",
+        "omegaconf>=2.1",
+        "pytorch-lightning>=2.0",
+        "einops>=0.6",
+        "tqdm",
+        "safetensors>=0.4",
+        "av>=10",
+        "pyyaml>=6.0",
+        *DECORD,
+    ],
+    extras_require=EXTRAS,
+    entry_points={
+        "console_scripts": ["mp-patch = mp_hooks.cli.patch:main", "motionprompt = mp_hooks.cli.main:main"],
+    },
+)
