@@ -74,7 +74,8 @@ def read_frames(
 def write_video(path: str | Path, frames: Tensor, fps: float) -> None:
     """Write uint8 frames [t, 3, h, w] as a looping gif (suffix .gif) or as H.264 (any other suffix), atomically.
 
-    H.264 needs even sides: an odd one has its last row or column repeated.
+    H.264 needs even sides: an odd one has its last row or column repeated. x264 is lossy, and not the same to the
+    bit from run to run.
     """
     if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3 or not len(frames):
         raise MotionPromptError(f"a video is uint8 [t, 3, h, w], not {frames.dtype} {list(frames.shape)}")
