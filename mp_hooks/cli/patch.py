@@ -68,7 +68,10 @@ def _status(manifest: patching.Manifest, repo: Path) -> int:
     for file in status.files:
         print(f"  {file}")
     if status.state == patching.HALF_PATCHED:
-        raise MotionPromptError(f"{repo} is half patched; complete it with mp-patch {manifest.name}, or add --revert")
+        command = f"mp-patch {manifest.name} --repo {repo}"
+        raise MotionPromptError(
+            f"{repo} is half patched; complete it with: {command}, or undo it with: {command} --revert"
+        )
     return 0
 
 

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Installs what the tests need and runs them; arguments go on to pytest (scripts/test.sh -k flow).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/environment.sh
+
+prepare_environment test
+
+echo "== VideoCrafter's code, for the tests against it"
+if "$python" - <<'PY'
+import sys
+from mp_hooks import patching
+from mp_hooks.errors import MotionPromptError
+
+host = patching.load("videocrafter2")
+try:
+    patching.fetch(host, patching.default_checkout(host), timeout=60)
+except MotionPromptError as error:
+    sys.exit(f"not to be had, its tests are skipped: {error}")
+PY
+then
+    prepare_environment test,videocrafter
+fi
+
+echo "== ruff"
+"$python" -m ruff check
+
+echo "== pytest"
+exec "$python" -m pytest "$@"

@@ -1,0 +1,588 @@
+"""mp-patch's engine on small files made here, and its operations on VideoCrafter's real ones."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mp_hooks import patching
+from mp_hooks.cli.patch import main
+from mp_hooks.errors import MotionPromptError
+from mp_hooks.patching.edit import Edit, apply_edits, count_applied, remove_edits
+
+SCRIPT = b"echo start\npython run.py --mode fast \\\n--fps 28\n"
+ENTRY = b"import sys\r\n\r\ndef run(args):\r\n    model.eval()\r\n    return args\r\n\r\nrun(sys.argv)"
+TOY = {
+    "name": "toy",
+    "title": "Toy",
+    "url": "https://example.org/toy",
+    "commit": "0123456789" * 4,
+    "folder": "third_party/Toy",
+    "run": "bash run.sh",
+    "files": [
+        {
+            "path": "run.sh",
+            "sha256": hashlib.sha256(SCRIPT).hexdigest(),
+            "edits": [{"place": "end", "anchor": "--fps", "insert": ' "$@"'}],
+        },
+        {
+            "path": "code/run.py",
+            "sha256": hashlib.sha256(ENTRY).hexdigest(),
+            "edits": [
+                {"place": "after", "anchor": "import sys", "insert": "import hook"},
+                {"place": "before", "anchor": "def run(", "insert": "@hook.host"},
+                {"place": "after", "anchor": "model.eval()", "insert": "    hook.install(model)"},
+            ],
+        },
+    ],
+}
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> patching.Manifest:
+    path = tmp_path / "manifest.yaml"
+    path.write_text(yaml.safe_dump(TOY))
+    return patching.read(path)
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Path:
+    root = tmp_path / "Toy"
+    (root / "code").mkdir(parents=True)
+    (root / "run.sh").write_bytes(SCRIPT)
+    (root / "run.sh").chmod(0o755)
+    (root / "code/run.py").write_bytes(ENTRY)
+    return root
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Every file of the tree, hidden ones included."""
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file() and ".git" not in path.parts
+    }
+
+
+def change(path: Path, old: bytes, new: bytes) -> None:
+    data = path.read_bytes()
+    assert data.count(old) == 1
+    path.write_bytes(data.replace(old, new))
+
+
+# --- edits on bytes
+
+
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("final", [True, False])
+@pytest.mark.parametrize("place", ["end", "before", "after"])
+@pytest.mark.parametrize("anchor", [b"first", b"\xff middle", b"last"])
+def test_removing_undoes_applying_byte_for_byte(newline: bytes, final: bool, place: str, anchor: bytes) -> None:
+    data = newline.join([b"the first", b"\xff middle\tone", b"", b"the last"]) + (newline if final else b"")
+    edits = [Edit(place, anchor, b"  ours")]
+    applied = apply_edits(data, edits)
+    assert applied != data
+    assert len(applied) - len(data) == len(b"  ours") + (0 if place == "end" else len(newline))
+    assert applied.count(b"\n") == applied.count(newline), "a newline of another kind came in"
+    assert apply_edits(applied, edits) == applied
+    assert remove_edits(applied, edits) == data
+
+
+def test_where_the_text_goes() -> None:
+    edits = [Edit("end", b"b", b"!"), Edit("before", b"b", b"above"), Edit("after", b"b", b"below")]
+    assert apply_edits(b"a\nb\nc", edits) == b"a\nabove\nb!\nbelow\nc"
+
+
+def test_a_line_that_is_the_anchor_beats_those_that_contain_it() -> None:
+    edits = [Edit("end", b"--stride 3", b" more")]
+    data = b"run --stride 3 \\\nend\n--stride 3\n"
+    applied = apply_edits(data, edits)
+    assert applied == b"run --stride 3 \\\nend\n--stride 3 more\n"
+    assert remove_edits(applied, edits) == data
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"a.eval()\nb.eval()\n", "found 2 times"),
+        (b"nothing\n", "found 0 times"),
+    ],
+)
+def test_an_anchor_must_be_found_once(data: bytes, message: str) -> None:
+    with pytest.raises(MotionPromptError, match=message):
+        apply_edits(data, [Edit("after", b"eval()", b"ours()")])
+
+
+def test_text_that_stands_twice_is_not_guessed_at() -> None:
+    with pytest.raises(MotionPromptError, match="2 times"):
+        remove_edits(b"ours\nx\nours\n", [Edit("after", b"x", b"ours")])
+
+
+def test_a_line_that_goes_on_has_no_end() -> None:
+    with pytest.raises(MotionPromptError, match="goes on"):
+        apply_edits(b"run --fps 8 \\\n--seed 1\n", [Edit("end", b"--fps", b' "$@"')])
+
+
+def test_our_line_is_known_again_after_a_formatter() -> None:
+    edits = [Edit("after", b"eval()", b"    ours()")]
+    assert count_applied(b"eval()\n\tours()  \n", edits) == 1
+
+
+# --- checkouts
+
+
+def test_apply_and_revert_leave_nothing_behind(toy: patching.Manifest, repo: Path) -> None:
+    before, mode = contents(repo), (repo / "run.sh").stat().st_mode
+    assert patching.status(toy, repo).state == patching.UNPATCHED
+    assert patching.apply(toy, repo).state == patching.PATCHED
+    patched = contents(repo)
+    assert patched.keys() == before.keys()
+    assert patched["run.sh"] == SCRIPT[:-1] + b' "$@"\n'
+    assert patched["code/run.py"].count(b"\r\n") == ENTRY.count(b"\r\n") + 3
+    assert (repo / "run.sh").stat().st_mode == mode
+    patching.require_patched(toy, repo)
+    assert patching.revert(toy, repo).state == patching.UNPATCHED
+    assert contents(repo) == before
+    assert (repo / "run.sh").stat().st_mode == mode
+
+
+def test_apply_twice_is_once_and_writes_nothing(toy: patching.Manifest, repo: Path) -> None:
+    patching.apply(toy, repo)
+    first = {path: path.stat().st_ino for path in repo.rglob("*")}
+    patching.apply(toy, repo)
+    assert {path: path.stat().st_ino for path in repo.rglob("*")} == first
+
+
+def test_diff_shows_the_edit_and_does_not_make_it(toy: patching.Manifest, repo: Path) -> None:
+    before = contents(repo)
+    lines = patching.diff(toy, repo).splitlines()
+    assert [line for line in lines if line.startswith("+") and not line.startswith("+++")] == [
+        '+--fps 28 "$@"',
+        "+import hook",
+        "+@hook.host",
+        "+    hook.install(model)",
+    ]
+    assert contents(repo) == before
+    patching.apply(toy, repo)
+    assert patching.diff(toy, repo) == ""
+
+
+def test_unknown_content_is_refused_and_force_keeps_it(toy: patching.Manifest, repo: Path) -> None:
+    change(repo / "run.sh", b"--fps 28", b"--fps 8")
+    change(repo / "code/run.py", b"return args", b"return args  # mine")
+    before = contents(repo)
+    with pytest.raises(MotionPromptError, match=r"run\.sh: its sha256 .*--force"):
+        patching.apply(toy, repo)
+    assert contents(repo) == before
+    status = patching.apply(toy, repo, force=True)
+    assert status.state == patching.PATCHED
+    assert not status.is_as_pinned
+    assert b'--fps 8 "$@"' in (repo / "run.sh").read_bytes()
+    patching.revert(toy, repo)
+    assert contents(repo) == before
+
+
+def test_changes_made_after_patching_survive_the_revert(toy: patching.Manifest, repo: Path) -> None:
+    patching.apply(toy, repo)
+    change(repo / "run.sh", b'--fps 28 "$@"', b'--fps 16 "$@" --seed 7')
+    change(repo / "code/run.py", b"    hook.install(model)", b"    model.half()\r\n    hook.install(model)")
+    patching.require_patched(toy, repo)
+    assert patching.apply(toy, repo).state == patching.PATCHED
+    assert not patching.revert(toy, repo).is_as_pinned
+    assert (repo / "run.sh").read_bytes() == SCRIPT.replace(b"--fps 28", b"--fps 16 --seed 7")
+    assert (repo / "code/run.py").read_bytes() == ENTRY.replace(b"eval()\r\n", b"eval()\r\n    model.half()\r\n")
+
+
+def test_another_version_is_said_to_be_one(toy: patching.Manifest, repo: Path) -> None:
+    (repo / "code/run.py").write_bytes(b"import sys\nimport torch\n")
+    assert [file.otherwise for file in patching.status(toy, repo).files] == ["as pinned", "another version"]
+    before = contents(repo)
+    with pytest.raises(MotionPromptError, match=r"code/run\.py: 'def run\(' marks .* found 0 times"):
+        patching.apply(toy, repo, force=True)
+    assert contents(repo) == before
+
+
+@pytest.mark.parametrize("file", ["run.sh", "code/run.py"])
+def test_a_half_patched_checkout_is_seen_and_completed(toy: patching.Manifest, repo: Path, file: str) -> None:
+    before = contents(repo)
+    patching.apply(toy, repo)
+    patched = contents(repo)
+    (repo / file).write_bytes(before[file])
+    assert patching.status(toy, repo).state == patching.HALF_PATCHED
+    with pytest.raises(MotionPromptError, match="half patched; run: mp-patch toy"):
+        patching.require_patched(toy, repo)
+    patching.apply(toy, repo)
+    assert contents(repo) == patched
+    (repo / file).write_bytes(before[file])
+    patching.revert(toy, repo)
+    assert contents(repo) == before
+
+
+def test_one_missing_line_is_half_patched(toy: patching.Manifest, repo: Path) -> None:
+    patching.apply(toy, repo)
+    patched = contents(repo)
+    change(repo / "code/run.py", b"@hook.host\r\n", b"")
+    assert patching.status(toy, repo).state == patching.HALF_PATCHED
+    patching.apply(toy, repo)
+    assert contents(repo) == patched
+
+
+def test_newlines_changed_by_the_checkout_are_still_upstream(toy: patching.Manifest, repo: Path) -> None:
+    (repo / "run.sh").write_bytes(SCRIPT.replace(b"\n", b"\r\n"))
+    (repo / "code/run.py").write_bytes(ENTRY.replace(b"\r\n", b"\n"))
+    before = contents(repo)
+    assert patching.apply(toy, repo).is_as_pinned
+    assert (repo / "run.sh").read_bytes().endswith(b'--fps 28 "$@"\r\n')
+    assert b"\r" not in (repo / "code/run.py").read_bytes()
+    patching.revert(toy, repo)
+    assert contents(repo) == before
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("call", ["write_bytes", "replace"])
+def test_a_write_that_fails_leaves_the_checkout_as_it_was(
+    toy: patching.Manifest, repo: Path, monkeypatch: pytest.MonkeyPatch, call: str, failing: int, error: BaseException
+) -> None:
+    before, real, calls = contents(repo), getattr(Path, call), []
+
+    def fail_once(*args: object) -> object:
+        calls.append(args)
+        if len(calls) == failing:
+            raise error
+        return real(*args)
+
+    monkeypatch.setattr(Path, call, fail_once)
+    with pytest.raises(MotionPromptError if isinstance(error, OSError) else KeyboardInterrupt) as met:
+        patching.apply(toy, repo)
+    monkeypatch.undo()
+    assert "No space left" in str(met.value) or isinstance(error, KeyboardInterrupt)
+    assert contents(repo) == before
+
+
+def test_an_edit_made_while_we_write_is_not_lost(
+    toy: patching.Manifest, repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, mine = Path.write_bytes, ENTRY + b"  # saved by an editor"
+
+    def write_and_meddle(path: Path, data: bytes) -> int:
+        real(repo / "code/run.py", mine)
+        return real(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", write_and_meddle)
+    with pytest.raises(MotionPromptError, match="changed by someone else"):
+        patching.apply(toy, repo)
+    assert contents(repo) == {"run.sh": SCRIPT, "code/run.py": mine}
+
+
+def test_what_would_not_parse_is_not_written(toy: patching.Manifest, repo: Path) -> None:
+    # Moved to the top level by the user, the anchor no longer takes an indented line after it.
+    change(repo / "code/run.py", b"    model.eval()\r\n    return args", b"    pass\r\nmodel.eval()")
+    before = contents(repo)
+    with pytest.raises(MotionPromptError, match="no longer parse"):
+        patching.apply(toy, repo, force=True)
+    assert contents(repo) == before
+
+
+def test_a_read_only_file_is_refused(toy: patching.Manifest, repo: Path) -> None:
+    (repo / "code/run.py").chmod(0o444)
+    before = contents(repo)
+    with pytest.raises(MotionPromptError, match=r"read-only; allow writing with: chmod u\+w"):
+        patching.apply(toy, repo)
+    assert contents(repo) == before
+
+
+def test_links_out_of_the_checkout_are_refused(toy: patching.Manifest, repo: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(repo)
+    assert patching.apply(toy, link).state == patching.PATCHED, "the checkout itself may be reached through a link"
+    patching.revert(toy, link)
+    (repo / "code").rename(tmp_path / "elsewhere")
+    (repo / "code").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(MotionPromptError, match="symbolic link"):
+        patching.apply(toy, repo)
+    assert (repo / "run.sh").read_bytes() == SCRIPT
+
+
+def test_a_folder_that_is_no_checkout(toy: patching.Manifest, tmp_path: Path) -> None:
+    with pytest.raises(MotionPromptError, match=r"not a checkout of Toy: it has no run\.sh"):
+        patching.status(toy, tmp_path)
+    with pytest.raises(MotionPromptError, match="there is no folder"):
+        patching.apply(toy, tmp_path / "absent")
+
+
+def _hold_lock(root: Path, held: multiprocessing.synchronize.Event, seconds: float) -> None:
+    from mp_hooks.patching.checkout import _locked
+
+    with _locked(root):
+        held.set()
+        time.sleep(seconds)
+
+
+def test_a_second_mp_patch_waits_for_the_first(toy: patching.Manifest, repo: Path) -> None:
+    pytest.importorskip("fcntl", reason="no lock on folders here")
+    context = multiprocessing.get_context("spawn")
+    held = context.Event()
+    other = context.Process(target=_hold_lock, args=(repo, held, 1.0))
+    other.start()
+    assert held.wait(30)
+    began = time.monotonic()
+    patching.apply(toy, repo)
+    assert time.monotonic() - began > 0.5
+    other.join()
+    assert contents(repo).keys() == {"run.sh", "code/run.py"}
+
+
+# --- manifests
+
+
+def test_every_manifest_of_the_project_is_sound() -> None:
+    assert "videocrafter2" in patching.names()
+    for name in patching.names():
+        manifest = patching.load(name)
+        assert manifest.name == name
+        assert manifest.folder.startswith("third_party/")
+
+
+def test_an_unknown_host_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(MotionPromptError, match="videocrafter2"):
+        patching.load("../patches")
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("commit",), "main"),
+        (("url",), "ext::sh -c true"),
+        (("folder",), "../outside"),
+        (("name",), None),
+        (("surprise",), "x"),
+        (("files",), []),
+        (("files", 0, "path"), "/etc/passwd"),
+        (("files", 0, "path"), "a/../../b"),
+        (("files", 0, "sha256"), "abc"),
+        (("files", 0, "edits"), "text"),
+        (("files", 0, "edits", 0, "place"), "middle"),
+        (("files", 0, "edits", 0, "anchor"), " "),
+        (("files", 0, "edits", 0, "insert"), "two\nlines"),
+    ],
+)
+def test_a_faulty_manifest_is_one_sentence(tmp_path: Path, where: tuple[str | int, ...], value: object) -> None:
+    tree = yaml.safe_load(yaml.safe_dump(TOY))
+    spot = tree
+    for key in where[:-1]:
+        spot = spot[key]
+    spot[where[-1]] = value
+    path = tmp_path / "manifest.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    with pytest.raises(MotionPromptError, match="faulty manifest"):
+        patching.read(path)
+
+
+# --- getting a host
+
+
+@pytest.fixture
+def origin(tmp_path: Path, toy: patching.Manifest) -> patching.Manifest:
+    """Toy, served by a local git repository with a demo video in it."""
+    source = tmp_path / "origin"
+    (source / "code").mkdir(parents=True)
+    (source / "run.sh").write_bytes(SCRIPT)
+    (source / "code/run.py").write_bytes(ENTRY)
+    (source / "code/demo.gif").write_bytes(b"GIF89a")
+    commit = commit_all(source)
+    return replace(toy, url=str(source), commit=commit)
+
+
+def commit_all(root: Path) -> str:
+    def git(*arguments: str) -> str:
+        settings = ["-c", "core.autocrlf=false", "-c", "user.name=t", "-c", "user.email=t@example.org"]
+        return subprocess.run(
+            ["git", "-C", str(root), *settings, *arguments], check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    git("init", "--quiet")
+    git("add", "--all")
+    git("commit", "--quiet", "--message", "all")
+    return git("rev-parse", "HEAD")
+
+
+def git_status(root: Path) -> str:
+    return subprocess.run(
+        ["git", "-C", str(root), "status", "--porcelain"], check=True, capture_output=True, text=True
+    ).stdout
+
+
+def test_fetch_gets_the_commit_without_media(origin: patching.Manifest, tmp_path: Path) -> None:
+    folder = tmp_path / "third_party/Toy"
+    folder.mkdir(parents=True)
+    patching.fetch(origin, folder)
+    assert contents(folder) == {"run.sh": SCRIPT, "code/run.py": ENTRY}
+    assert git_status(folder) == ""
+    assert [path.name for path in folder.parent.iterdir()] == ["Toy"]
+    patching.apply(origin, folder)
+    patched = contents(folder)
+    patching.fetch(origin, folder)
+    assert contents(folder) == patched, "what is there already must be left alone"
+
+
+@pytest.mark.parametrize("fault", [{"commit": "f" * 40}, {"url": "/nowhere/at/all"}])
+def test_a_fetch_that_fails_leaves_nothing(origin: patching.Manifest, tmp_path: Path, fault: dict[str, str]) -> None:
+    folder = tmp_path / "third_party/Toy"
+    with pytest.raises(MotionPromptError, match=r"could not get Toy .*fatal.*mp-patch toy --repo DIR"):
+        patching.fetch(replace(origin, **fault), folder)
+    assert list(folder.parent.iterdir()) == []
+
+
+def test_a_fetch_that_takes_too_long_is_given_up(
+    origin: patching.Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = tmp_path / "bin/git"
+    slow.parent.mkdir()
+    slow.write_text("#!/bin/sh\nsleep 60\n")
+    slow.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{slow.parent}{os.pathsep}{os.environ['PATH']}")
+    began = time.monotonic()
+    with pytest.raises(MotionPromptError, match=r"no answer within 0\.3 s"):
+        patching.fetch(origin, tmp_path / "third_party/Toy", timeout=0.3)
+    assert time.monotonic() - began < 10
+    assert list((tmp_path / "third_party").iterdir()) == []
+
+
+# --- VideoCrafter itself
+
+
+@pytest.fixture(scope="session")
+def upstream(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone of the pinned VideoCrafter that no test changes."""
+    manifest = patching.load("videocrafter2")
+    local = patching.default_checkout(manifest)
+    if (local / ".git").exists():
+        return local
+    folder = tmp_path_factory.mktemp("upstream") / "VideoCrafter"
+    try:
+        patching.fetch(manifest, folder, timeout=30)
+    except MotionPromptError as error:
+        pytest.skip(str(error))
+    return folder
+
+
+@pytest.fixture
+def host(upstream: Path, tmp_path: Path) -> Path:
+    """The scripts of the pinned commit in a repository of their own."""
+    root = tmp_path / "VideoCrafter"
+    listed = ["git", "-C", str(upstream), "ls-tree", "-r", "--name-only", "HEAD", "scripts"]
+    for name in subprocess.run(listed, check=True, capture_output=True, text=True).stdout.split():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shown = subprocess.run(["git", "-C", str(upstream), "show", f"HEAD:{name}"], check=True, capture_output=True)
+        (root / name).write_bytes(shown.stdout)
+    commit_all(root)
+    return root
+
+
+@pytest.mark.upstream
+def test_videocrafter_from_the_command_line(host: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(host)
+    repo = ["videocrafter2", "--repo", str(host)]
+    assert main([*repo, "--check"]) == 0
+    assert contents(host) == before
+    assert '+--fps 28 "$@"' in capsys.readouterr().out
+    assert main([*repo, "--status"]) == 0
+    assert "unpatched" in capsys.readouterr().out
+    assert main(repo) == 0
+    assert "run_text2video.sh --motionprompt" in capsys.readouterr().out
+    assert main([*repo, "--status"]) == 0
+    after = contents(host)
+    assert {name for name in after if after[name] != before[name]} == {
+        "scripts/run_text2video.sh",
+        "scripts/evaluation/inference.py",
+    }
+    assert main(repo) == 0
+    assert contents(host) == after
+    assert main([*repo, "--revert"]) == 0
+    assert contents(host) == before
+    assert git_status(host) == ""
+
+
+@pytest.mark.upstream
+def test_videocrafter_keeps_its_newlines(host: Path) -> None:
+    patching.apply(patching.load("videocrafter2"), host)
+    entry = (host / "scripts/evaluation/inference.py").read_bytes()
+    assert entry.count(b"\n") == entry.count(b"\r\n")
+    assert not entry.endswith(b"\n")
+    assert b"\r" not in (host / "scripts/run_text2video.sh").read_bytes()
+
+
+@pytest.mark.upstream
+def test_videocrafter_script_passes_every_argument_on(host: Path, tmp_path: Path) -> None:
+    """The host's own script, with a python3 that prints what it is given."""
+    patching.apply(patching.load("videocrafter2"), host)
+    fake = tmp_path / "bin/python3"
+    fake.parent.mkdir()
+    fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    fake.chmod(0o755)
+    told = subprocess.run(
+        ["bash", "scripts/run_text2video.sh", "--motionprompt", "--mp-word", "two words"],
+        cwd=host,
+        env={**os.environ, "PATH": f"{fake.parent}{os.pathsep}{os.environ['PATH']}"},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.splitlines()
+    assert told[0] == "scripts/evaluation/inference.py"
+    assert told[-5:] == ["--fps", "28", "--motionprompt", "--mp-word", "two words"]
+
+
+@pytest.mark.upstream
+def test_half_patched_videocrafter_is_exit_2(host: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    repo = ["videocrafter2", "--repo", str(host)]
+    assert main(repo) == 0
+    change(host / "scripts/run_text2video.sh", b' "$@"', b"")
+    capsys.readouterr()
+    assert main([*repo, "--status"]) == 2
+    said = capsys.readouterr()
+    assert "half patched" in said.err
+    assert said.err.count("\n") == 1
+    assert main(repo) == 0
+    assert main([*repo, "--status"]) == 0
+
+
+# --- the command on bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nosuch"], "videocrafter2"),
+        (["videocrafter2", "--repo", "absent"], "there is no folder absent"),
+        (["videocrafter2", "--repo", "."], "not a checkout of VideoCrafter"),
+        (["videocrafter2", "--repo", "absent", "--status"], "no checkout of VideoCrafter in absent"),
+        (["videocrafter2", "--repo", "absent", "--revert"], "no checkout of VideoCrafter in absent"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_2(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_list_names_every_host(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list"]) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert listed == patching.names()
