@@ -30,7 +30,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield temporary
         mode = path.stat().st_mode & 0o7777 if path.exists() else 0o666 & ~_umask()
         temporary.chmod(mode)
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         raise MotionPromptError(f"cannot write {path}: {error.strerror}; choose another place or make room") from error
     finally:

@@ -27,6 +27,7 @@ TOY = {
     "commit": "0123456789" * 4,
     "folder": "third_party/Toy",
     "run": "bash run.sh",
+    "script": {"seed": "seed", "output": "out", "files": ["weights"], "shims": ["cuda_calls"]},
     "files": [
         {
             "path": "run.sh",

@@ -1,0 +1,89 @@
+"""Adapters by name, each in a file that is imported only when its host is at hand."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from mp_hooks.errors import MotionPromptError, unknown_name
+
+if TYPE_CHECKING:
+    from mp_hooks.backbones.base import Adapter
+    from mp_hooks.guidance import MotionPrompt, MotionPromptConfig
+
+# name -> "module:class"; order matters where one host could be taken for another
+BACKBONES = {
+    "videocrafter2": "mp_hooks.backbones.lvdm:VideoCrafter",
+}
+
+ADAPTER = "_motionprompt_adapter"  # where a patched host keeps its adapter, so that both are collected together
+
+
+def adapter_class(name: str) -> type[Adapter]:
+    """The adapter registered under `name`; an unknown name lists the valid ones."""
+    if name not in BACKBONES:
+        raise unknown_name("backbone", name, list(BACKBONES))
+    module, _, attribute = BACKBONES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def adapter_for(host: Any) -> Adapter:
+    """A fresh adapter for a model or pipeline; raises MotionPromptError when none knows it."""
+    for name in BACKBONES:
+        candidate = adapter_class(name)
+        if candidate.recognises(host):
+            return candidate(host)
+    raise MotionPromptError(
+        f"no adapter knows {type(host).__module__}.{type(host).__qualname__}; there are adapters for: "
+        f"{', '.join(BACKBONES)} (docs/porting.md tells how to write one)"
+    )
+
+
+def apply_patch(host: Any, config: MotionPromptConfig | None = None) -> None:
+    """Guide every sampling of `host` (a model or pipeline) from now on. Applying again replaces the first patch.
+
+    Raises MotionPromptError where the host is unknown or a site is missing, or judge or flow cannot be loaded.
+    """
+    from mp_hooks.guidance import MotionPrompt, MotionPromptConfig
+
+    attach(host, MotionPrompt(config or MotionPromptConfig()))
+
+
+def attach(host: Any, method: MotionPrompt) -> None:
+    """`apply_patch` with a method that is loaded already; it moves to where the host's weights are."""
+    remove_patch(host)
+    adapter = adapter_for(host)
+    method.to(next(weight.device for module in adapter.modules() for weight in module.parameters()))
+    adapter.apply(method)
+    vars(host)[ADAPTER] = adapter
+
+
+def remove_patch(host: Any) -> None:
+    """Put the very originals back; a host that is not patched is left alone."""
+    adapter = vars(host).pop(ADAPTER, None)
+    if adapter is not None:
+        adapter.remove()
+        adapter.method.close()
+
+
+def is_patched(host: Any) -> bool:
+    """Whether `host` samples with MotionPrompt."""
+    return ADAPTER in vars(host)
+
+
+@contextmanager
+def motionprompt(host: Any, config: MotionPromptConfig | None = None) -> Iterator[None]:
+    """`apply_patch` for the length of a with block. Inside another one, the outer settings come back afterwards."""
+    outer = vars(host).pop(ADAPTER, None)
+    if outer is not None:
+        outer.remove()
+    try:
+        apply_patch(host, config)
+        yield
+    finally:
+        remove_patch(host)
+        if outer is not None:
+            outer.apply(outer.method)
+            vars(host)[ADAPTER] = outer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
@@ -32,10 +32,25 @@ class PatchedFile:
 
 
 @dataclass(frozen=True)
+class Script:
+    """What the patched entry has to know of the host's script.
+
+    seed, output: names of its arguments that hold the seed and the folder of the videos. files: names of arguments
+    that must be files which exist. shims: what of `mp_hooks.compat` the host may need on today's libraries.
+    """
+
+    seed: str
+    output: str
+    files: tuple[str, ...]
+    shims: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A host: where its pinned upstream is had, where it is put, what is edited and how it is run.
 
     folder: the submodule, relative to the repository. run: the command to show, relative to the checkout.
+    script: the arguments of the entry that is edited.
     """
 
     name: str
@@ -44,6 +59,7 @@ class Manifest:
     commit: str
     folder: str
     run: str
+    script: Script
     files: tuple[PatchedFile, ...]
 
 
@@ -86,7 +102,8 @@ def _patches() -> Path:
 
 
 def _manifest(tree: Any) -> Manifest:
-    fields = _fields(tree, "the manifest", text=["name", "title", "url", "commit", "folder", "run"], lists=["files"])
+    text = ["name", "title", "url", "commit", "folder", "run"]
+    fields = _fields(tree, "the manifest", text, lists=["files"], mappings=["script"])
     if not re.fullmatch(r"[0-9a-f]{40}", fields["commit"]):
         raise MotionPromptError("commit must be the 40 hex digits of a commit")
     if not fields["url"].startswith("https://"):
@@ -95,7 +112,9 @@ def _manifest(tree: Any) -> Manifest:
     files = tuple(_file(entry) for entry in fields.pop("files"))
     if len({file.path for file in files}) != len(files):
         raise MotionPromptError("a file is listed twice")
-    return Manifest(**fields, files=files)
+    script = _fields(fields.pop("script"), "script", text=["seed", "output"], lists=["files", "shims"])
+    script.update(files=tuple(script["files"]), shims=tuple(script["shims"]))
+    return Manifest(**fields, script=Script(**script), files=files)
 
 
 def _file(tree: Any) -> PatchedFile:
@@ -119,11 +138,13 @@ def _edit(tree: Any) -> Edit:
     return Edit(fields["place"], fields["anchor"].encode(), fields["insert"].encode())
 
 
-def _fields(tree: Any, what: str, text: list[str], lists: list[str] | None = None) -> dict[str, Any]:
-    """`tree` as a dictionary with exactly these keys, holding strings and non-empty lists."""
-    lists = lists or []
-    if not isinstance(tree, Mapping) or set(tree) != {*text, *lists}:
-        raise MotionPromptError(f"{what} must have the keys {', '.join([*text, *lists])} and no others")
+def _fields(
+    tree: Any, what: str, text: Sequence[str], lists: Sequence[str] = (), mappings: Sequence[str] = ()
+) -> dict[str, Any]:
+    """`tree` as a dictionary with exactly these keys, holding strings, non-empty lists and mappings."""
+    keys = [*text, *lists, *mappings]
+    if not isinstance(tree, Mapping) or set(tree) != set(keys):
+        raise MotionPromptError(f"{what} must have the keys {', '.join(keys)} and no others")
     for key in text:
         if not isinstance(tree[key], str) or not tree[key]:
             raise MotionPromptError(f"{key} of {what} must be text")

@@ -1,0 +1,151 @@
+"""The adapter contract: the few questions a backbone answers. The method itself lives in `mp_hooks.guidance`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mp_hooks.backbones.hooks import Hooks
+from mp_hooks.guidance import MotionPrompt, Run, Step
+from mp_hooks.guidance.tokens import TextInput
+
+Site = tuple[Any, str]  # an object or class, and the name of its function to wrap
+
+
+class Adapter(ABC):
+    """One host, answered for. A subclass fills in the abstract parts and overrides nothing else.
+
+    The order of events in a sampling: the host calls the run site (`prompts` reads them, the tokens start afresh),
+    then the step site once a step (`read` says what is about to happen; in a guided step `write` puts the optimised
+    conditioning into the call).
+    """
+
+    name: ClassVar[str]  # in the registry, and of the manifest in patches/ if there is one
+
+    def __init__(self, host: Any) -> None:
+        self.host = host
+        self.hooks = Hooks()
+        self.method: MotionPrompt | None = None
+        self.current: Run | None = None
+
+    # --- which hosts
+
+    @classmethod
+    @abstractmethod
+    def recognises(cls, host: Any) -> bool:
+        """Whether this adapter answers for `host`, told by names or structure: hosts are never imported here."""
+
+    # --- where and when
+
+    @abstractmethod
+    def run_site(self) -> Site:
+        """The function that samples a whole batch."""
+
+    @abstractmethod
+    def step_site(self) -> Site:
+        """The function in which one step predicts noise under a conditioning."""
+
+    @abstractmethod
+    def prompts(self, *args: Any, **kwargs: Any) -> list[str] | None:
+        """From the run site's arguments: the prompt of every sample; None leaves the call alone (another model's)."""
+
+    @abstractmethod
+    def read(self, *args: Any, **kwargs: Any) -> Step | None:
+        """From the step site's arguments: what is about to happen; None leaves the call alone."""
+
+    @abstractmethod
+    def write(self, step: Step, conditioning: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The step site's arguments with the text rows replaced by `conditioning`; the host's objects stay whole."""
+
+    # --- the host's own computations (guidance.Host)
+
+    @property
+    @abstractmethod
+    def text(self) -> TextInput:
+        """Where token embeddings enter the text encoder."""
+
+    @abstractmethod
+    def word_ids(self, word: str) -> list[int]:
+        """The tokenizer's ids of a word, without start and end tokens."""
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """The host's own text encoding [b, l, d]."""
+
+    @abstractmethod
+    def predict_clean(self, step: Step, conditioning: Tensor) -> Tensor:
+        """z0_hat [b, c, t, h, w] through the host's own code: guidance scale, v-prediction, rescaling included."""
+
+    @abstractmethod
+    def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
+        """Pixels of the named frames, [b, 3, n, h, w] in [-1, 1]."""
+
+    @abstractmethod
+    def modules(self) -> list[nn.Module]:
+        """Every module a gradient may pass."""
+
+    # --- optional
+
+    def watch(self) -> dict[Site, Callable[..., Any]]:
+        """Further sites and handlers, where the run site does not show everything (prompts, for one)."""
+        return {}
+
+    def scope(self, step: Step) -> AbstractContextManager[None]:
+        """What holds during one guided step and its host call: memoised branches, checkpointing that autograd takes."""
+        return nullcontext()
+
+    # --- the machinery, the same for every host
+
+    def apply(self, method: MotionPrompt) -> None:
+        """Hook the host. Where a site is missing, nothing stays hooked and MotionPromptError tells."""
+        self.method = method
+        try:
+            self.original_run = self.hooks.wrap(*self.run_site(), self._around_run)
+            self.original_step = self.hooks.wrap(*self.step_site(), self._around_step)
+            for site, handler in self.watch().items():
+                self.hooks.wrap(*site, handler)
+        except BaseException:
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        """Unhook: every attribute is the very object it was."""
+        self.hooks.remove()
+
+    def _around_run(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        prompts = self.prompts(*args, **kwargs)
+        if prompts is None:
+            return original(*args, **kwargs)
+        self.current = self.method.run(self, prompts)
+        try:
+            return original(*args, **kwargs)
+        finally:
+            self.current.close()
+            self.current = None
+
+    def _around_step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        step = self.read(*args, **kwargs) if self.current is not None else None
+        if step is None or not self.current.guides(step):
+            return original(*args, **kwargs)
+        with self.scope(step):
+            args, kwargs = self.write(step, self.current.guide(step))
+            return original(*args, **kwargs)
+
+
+def detached(value: Any) -> Any:
+    """Tensors inside dicts, lists and tuples without their graph; containers are new, other values the same.
+
+    Hosts build conditionings with gradients enabled (UPSTREAM: VideoCrafter), which freezing afterwards does not undo.
+    """
+    if isinstance(value, torch.Tensor):
+        return value.detach()
+    if isinstance(value, dict):
+        return {key: detached(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(detached(item) for item in value)
+    return value

@@ -1,0 +1,123 @@
+"""What the three lines in a patched host script call: its arguments, its run, its model.
+
+    @entry.host("videocrafter2")          around the host's run: shims, early checks, clear errors
+    entry.add_arguments(parser)           --motionprompt, --mp-*
+    entry.install(model, args)            where the model is ready
+
+Without --motionprompt the model is never touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from mp_hooks.errors import EXIT_USER_ERROR, MotionPromptError
+
+_session: Session | None = None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --motionprompt, --mp-device and every --mp-* option to a host's parser."""
+    from mp_hooks.guidance.config import add_config_flags
+
+    add_config_flags(parser)
+    parser.add_argument("--motionprompt", action="store_true", help="guide the sampling with MotionPrompt")
+    parser.add_argument(
+        "--mp-device", choices=("cuda", "cpu"), default=None, help="run the host there (its own choice)"
+    )
+
+
+def host(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorate the host's function that runs inference; its first argument is the parsed arguments."""
+
+    def decorate(run: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(run)
+        def guarded(args: argparse.Namespace, *rest: Any, **kwargs: Any) -> Any:
+            global _session
+            try:
+                with ExitStack() as stack:
+                    _session = Session(name, args, stack)
+                    return run(args, *rest, **kwargs)
+            except MotionPromptError as error:
+                print(f"motionprompt: error: {error}", file=sys.stderr)
+                sys.exit(EXIT_USER_ERROR)
+            finally:
+                _session = None
+
+        return guarded
+
+    return decorate
+
+
+def install(model: Any, args: argparse.Namespace) -> None:
+    """Guide `model` until the decorated run ends, if --motionprompt was given."""
+    if args.motionprompt:
+        _session.install(model)
+
+
+class Session:
+    """One run of a host script: what it needs is put in place, and checked before the host loads gigabytes."""
+
+    def __init__(self, name: str, args: argparse.Namespace, stack: ExitStack) -> None:
+        import torch
+
+        from mp_hooks.compat import shims
+        from mp_hooks.patching import manifest
+
+        self.script = manifest.load(name).script
+        self.stack = stack
+        if args.motionprompt:
+            self._check(args)
+        self.shims = stack.enter_context(shims(self.script.shims, args.mp_device))
+        if args.motionprompt:
+            if args.mp_device != "cpu" and not torch.cuda.is_available():
+                raise MotionPromptError("this machine has no CUDA device; add --mp-device cpu")
+            self.method = self._method(args)
+
+    def install(self, model: Any) -> None:
+        """Apply the method to the host's model."""
+        from mp_hooks import backbones
+
+        backbones.attach(model, self.method)
+        self.stack.callback(backbones.remove_patch, model)
+
+    def _check(self, args: argparse.Namespace) -> None:
+        for argument in self.script.files:
+            path = getattr(args, argument)
+            if path is None or not Path(path).exists():
+                raise MotionPromptError(
+                    f"--{argument} {path or 'is not given'}: no such file; give the host's own path"
+                )
+
+    def _method(self, args: argparse.Namespace) -> Any:
+        """The method with judge and flow loaded; its configuration is saved beside the host's outputs."""
+        import torch
+
+        from mp_hooks import __version__
+        from mp_hooks.files import replacing
+        from mp_hooks.guidance import MotionPrompt
+        from mp_hooks.guidance.config import config_from_flags
+
+        folder = Path(getattr(args, self.script.output)) / "motionprompt"
+        config = config_from_flags(args)
+        config = replace(
+            config,
+            seed=getattr(args, self.script.seed) if config.seed is None else config.seed,
+            trace=config.trace or str(folder / "trace.jsonl"),
+        )
+        config.save(folder / "config.yaml")
+        with replacing(folder / "versions.txt") as temporary:
+            temporary.write_text(
+                f"mp_hooks {__version__}\npython {platform.python_version()}\ntorch {torch.__version__}\n"
+                f"shims {' '.join(self.shims) or 'none'}\narguments {' '.join(sys.argv[1:])}\n",
+                encoding="utf-8",
+            )
+        return MotionPrompt(config)

@@ -1,0 +1,127 @@
+"""The one configuration: a dataclass, a YAML file, and the `--mp-*` flags are the same set of names."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from mp_hooks.errors import MotionPromptError
+from mp_hooks.files import replacing
+
+PLACEMENTS = ("end", "front")
+OPTIMIZERS = ("adam", "adamw", "sgd")
+
+
+def _option(default: Any, help: str, **limits: Any) -> Any:
+    return field(default=default, metadata={"help": help, **limits})
+
+
+@dataclass(frozen=True)
+class MotionPromptConfig:
+    """Everything that steers guidance.
+
+    Token count, word, place, iterations and window are the paper's defaults (arXiv 2411.15540). The paper does
+    not print the loss weights, learning rate, optimiser, pairs or flow size: those are this project's own.
+    Raises MotionPromptError for a value out of range.
+    """
+
+    tokens: int = _option(1, "number of learnable tokens", at_least=1)
+    placement: str = _option("end", "where the tokens go in the prompt", choices=PLACEMENTS)
+    init_word: str = _option("authentic", "word the tokens start from")
+    iterations: int = _option(3, "updates per guided step (K)", at_least=1)
+    start: float = _option(0.08, "first guided step, as a fraction of the schedule (4 of 50)", at_least=0, at_most=1)
+    stop: float = _option(0.30, "end of the guided window, as a fraction (15 of 50)", at_least=0, at_most=1)
+    pairs: int = _option(1, "frame pairs per iteration", at_least=1)
+    min_interval: int = _option(1, "least distance of a pair, in frames", at_least=1)
+    max_interval: int = _option(4, "greatest distance of a pair, in frames", at_least=1)
+    optimizer: str = _option("adam", "optimiser of the tokens, fresh at each guided step", choices=OPTIMIZERS)
+    learning_rate: float = _option(1e-2, "learning rate", at_least=0)
+    lambda_disc: float = _option(1.0, "weight of log(1 - phi(flow))", at_least=0)
+    lambda_tv: float = _option(0.1, "weight of the flow's total variation", at_least=0)
+    lambda_reg: float = _option(0.01, "weight of the squared distance to the initial tokens", at_least=0)
+    discriminator: str | None = _option(None, "folder of the flow discriminator; the packaged one if not given")
+    flow: str | None = _option(None, "flow estimator; the one the discriminator was trained with if not given")
+    flow_weights: str | None = _option(None, "file of the flow estimator's weights; its hub weights if not given")
+    loss_scale: float = _option(2.0**16, "first loss scale when the host runs in float16", at_least=1)
+    seed: int | None = _option(None, "seed of the frame pairs; the host's own seed if not given")
+    trace: str | None = _option(None, "JSON-lines file with a record per iteration")
+    progress: bool = _option(True, "show a progress bar that tells guided from plain steps")
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            _check(option, getattr(self, option.name))
+        if self.start >= self.stop:
+            raise MotionPromptError(f"start ({self.start}) must lie before stop ({self.stop})")
+        if self.min_interval > self.max_interval:
+            raise MotionPromptError(
+                f"min_interval ({self.min_interval}) must not exceed max_interval ({self.max_interval})"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write the configuration as YAML, whole or not at all."""
+        from omegaconf import OmegaConf
+
+        with replacing(path) as temporary:
+            OmegaConf.save(OmegaConf.create(asdict(self)), temporary)
+
+
+def load_config(path: str | Path | None = None, **overrides: Any) -> MotionPromptConfig:
+    """Defaults, then the YAML file, then `overrides`.
+
+    Raises MotionPromptError for a missing or unreadable file, an unknown name, or a value of the wrong type.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    merged = OmegaConf.structured(MotionPromptConfig)
+    OmegaConf.set_readonly(merged, False)  # a frozen dataclass becomes a read-only node
+    try:
+        if path is not None:
+            merged = OmegaConf.merge(merged, OmegaConf.load(path))
+        merged = OmegaConf.merge(merged, OmegaConf.create(overrides))
+        return OmegaConf.to_object(merged)
+    except OSError as error:
+        raise MotionPromptError(f"cannot read the configuration {path}: {error.strerror or error}") from error
+    except (OmegaConfBaseException, YAMLError, ValueError, TypeError, AttributeError) as error:
+        first_line = str(error).splitlines()[0]
+        names = ", ".join(option.name for option in fields(MotionPromptConfig))
+        raise MotionPromptError(
+            f"bad configuration{f' {path}' if path else ''}: {first_line}; names are {names}"
+        ) from error
+
+
+def add_config_flags(parser: argparse.ArgumentParser) -> None:
+    """Add `--mp-config FILE` and one `--mp-NAME` per option; flags not given stay out of the namespace's way."""
+    group = parser.add_argument_group("MotionPrompt")
+    group.add_argument("--mp-config", metavar="FILE", default=None, help="YAML file of the options below")
+    for option in fields(MotionPromptConfig):
+        flag = "--mp-" + option.name.replace("_", "-")
+        kind = option.type.split(" | ")[0]
+        if kind == "bool":
+            extra: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+        else:
+            extra = {"type": {"int": int, "float": float, "str": str}[kind], "choices": option.metadata.get("choices")}
+        default = "" if option.default in (None, MISSING) else f" (default: {option.default})"
+        group.add_argument(flag, default=None, help=option.metadata["help"] + default, **extra)
+
+
+def config_from_flags(args: argparse.Namespace) -> MotionPromptConfig:
+    """The configuration that `add_config_flags` collected: defaults, then `--mp-config`, then flags."""
+    given = {option.name: getattr(args, f"mp_{option.name}") for option in fields(MotionPromptConfig)}
+    return load_config(args.mp_config, **{name: value for name, value in given.items() if value is not None})
+
+
+def _check(option: Field, value: Any) -> None:
+    limits = option.metadata
+    if value is None:
+        return
+    if "choices" in limits and value not in limits["choices"]:
+        raise MotionPromptError(f"{option.name} is '{value}'; choose one of: {', '.join(limits['choices'])}")
+    # written so that NaN fails too
+    if "at_least" in limits and not value >= limits["at_least"]:
+        raise MotionPromptError(f"{option.name} is {value}; it must be at least {limits['at_least']}")
+    if "at_most" in limits and not value <= limits["at_most"]:
+        raise MotionPromptError(f"{option.name} is {value}; it must be at most {limits['at_most']}")

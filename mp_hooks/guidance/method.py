@@ -1,0 +1,273 @@
+"""MotionPrompt itself (arXiv 2411.15540): at each guided step, K updates of the learnable tokens' embeddings.
+
+This module knows no backbone. A `Host` answers for the model that samples; `mp_hooks.backbones` has one for each.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from mp_hooks.discriminator import FlowDiscriminator, default_discriminator
+from mp_hooks.errors import MotionPromptError
+from mp_hooks.flow import load_flow
+from mp_hooks.guidance.config import MotionPromptConfig
+from mp_hooks.guidance.objective import Loss, Objective
+from mp_hooks.guidance.schedule import draw_pairs, guided_window
+from mp_hooks.guidance.tokens import TextInput, initial_tokens, injected
+from mp_hooks.guidance.trace import Trace, peak_memory
+
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+SCALE_BACKOFF = 0.25  # after a non-finite float16 gradient
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of the host's sampler step, as the host is about to make it.
+
+    latents: z_t [b, c, t, h, w]. conditioning: the host's own text rows [b, l, d]. index counts up from 0, the step
+    from pure noise, to total - 1. timestep is the model's. call: whatever the adapter needs to make the call again.
+    """
+
+    latents: Tensor
+    conditioning: Tensor
+    index: int
+    total: int
+    timestep: float
+    frames: int
+    call: Any = None
+
+
+class Host(Protocol):
+    """What guidance asks of the model that samples."""
+
+    @property
+    def text(self) -> TextInput:
+        """Where token embeddings enter."""
+
+    def word_ids(self, word: str) -> list[int]:
+        """Ids of a word, without start and end tokens."""
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """The host's own text encoding, [b, l, d], through the layer that `text` names."""
+
+    def predict_clean(self, step: Step, conditioning: Tensor) -> Tensor:
+        """z0_hat [b, c, t, h, w] under this conditioning, with the host's own guidance, differentiable."""
+
+    def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
+        """The named frames of z0_hat as pixels, [b, 3, n, h, w] in [-1, 1], differentiable."""
+
+    def modules(self) -> list[nn.Module]:
+        """Every module a gradient may pass; their weights are frozen while guidance runs."""
+
+
+class MotionPrompt:
+    """The method with its judge and flow estimator loaded once, good for any number of runs."""
+
+    def __init__(self, config: MotionPromptConfig) -> None:
+        """Load what the configuration names; raises MotionPromptError where that cannot be had."""
+        self.config = config
+        judge = FlowDiscriminator.from_pretrained(config.discriminator or default_discriminator())
+        trained_with = judge.config.flow
+        flow = load_flow(config.flow or trained_with, config.flow_weights)
+        if flow.name != trained_with:
+            warnings.warn(
+                f"the discriminator was trained on '{trained_with}' flow and is asked about '{flow.name}' flow",
+                stacklevel=2,
+            )
+        self.objective = Objective(flow, judge, config.lambda_disc, config.lambda_tv, config.lambda_reg)
+        self.trace = Trace(config.trace)
+        self._runs = 0
+
+    def run(self, host: Host, prompts: Sequence[str]) -> Run:
+        """Start sampling `prompts`, one a sample; the tokens start afresh."""
+        run = Run(self, host, list(prompts), number=self._runs)
+        self._runs += 1
+        return run
+
+    def to(self, device: torch.device) -> None:
+        """Move judge and flow estimator."""
+        self.objective.judge.to(device)
+        self.objective.flow.to(device)
+
+    def close(self) -> None:
+        """Close the trace."""
+        self.trace.close()
+
+
+class Run:
+    """One sampling of a batch of prompts: the tokens, carried from step to step."""
+
+    def __init__(self, method: MotionPrompt, host: Host, prompts: list[str], number: int) -> None:
+        self.method, self.host, self.prompts, self.number = method, host, prompts, number
+        self.config = config = method.config
+        self.initial = initial_tokens(host.text, host.word_ids(config.init_word), config.tokens)
+        self.tokens = self.initial.expand(len(prompts), -1, -1).clone()
+        self.skipped = 0
+        self._scale = config.loss_scale
+        self._seed = torch.initial_seed() if config.seed is None else config.seed
+        self._generator = torch.Generator().manual_seed(self._seed)  # the host's noise stays its own
+        self._warned = False
+        self._bar = tqdm(leave=False, disable=not config.progress)
+        method.trace.write("run", run=number, prompts=prompts, seed=self._seed)
+
+    def guides(self, step: Step) -> bool:
+        """Whether this step is a guided one; outside the window the original prompt is used. Moves the bar."""
+        guided = step.index in guided_window(step.total, self.config.start, self.config.stop)
+        self._bar.total = step.total
+        self._bar.set_description("guided" if guided else "plain ", refresh=False)
+        self._bar.update(step.index + 1 - self._bar.n)
+        return guided
+
+    def guide(self, step: Step) -> Tensor:
+        """Optimise the tokens at this step; returns c(T_hat) to take it with, [b, l, d] like the host's own.
+
+        Leaves weights, their flags and the global random generators as they were. Raises MotionPromptError under
+        torch.inference_mode.
+        """
+        if torch.is_inference_mode_enabled():
+            raise MotionPromptError(
+                "MotionPrompt needs gradients, which torch.inference_mode forbids; sample under torch.no_grad()"
+            )
+        with frozen(self.host.modules()), rng_kept(step.latents.device):
+            with torch.enable_grad():
+                self._optimise(step)
+            with torch.no_grad():
+                return self._finite_or_own(self._encode(self.tokens), step.conditioning)
+
+    def close(self) -> None:
+        """End the run: the bar goes, updates that were skipped are told."""
+        self._bar.close()
+        self.method.trace.write("end", run=self.number, skipped=self.skipped)
+        if self.skipped:
+            warnings.warn(f"{self.skipped} token updates were not finite and were skipped", stacklevel=2)
+
+    def _optimise(self, step: Step) -> None:
+        """K updates of T; a fresh optimiser each step, T carried over."""
+        config = self.config
+        tokens = self.tokens.detach().requires_grad_()
+        optimizer = OPTIMIZERS[config.optimizer]([tokens], lr=config.learning_rate)
+        for iteration in range(config.iterations):
+            began = time.perf_counter()
+            pairs = draw_pairs(step.frames, config.pairs, config.min_interval, config.max_interval, self._generator)
+            corner = torch.rand(config.pairs, generator=self._generator)
+            loss = self._loss(step, tokens, pairs, corner)
+            scale = self._scale if _runs_in_half(step.latents) else 1.0
+            (gradient,) = torch.autograd.grad(loss.total.sum() * scale, tokens)
+            gradient = gradient / scale
+            # a sample whose gradient is not finite keeps its tokens; the others go on
+            finite = gradient.isfinite().flatten(1).all(1) & loss.total.detach().isfinite()
+            keep = finite.view(-1, 1, 1)
+            before = tokens.detach().clone()
+            tokens.grad = gradient.where(keep, torch.zeros_like(gradient))
+            optimizer.step()
+            with torch.no_grad():
+                tokens.copy_(tokens.where(keep, before))
+            if not finite.all():
+                self.skipped += int((~finite).sum())
+                self._scale = max(self._scale * SCALE_BACKOFF, 1.0)
+            self._record(step, iteration, pairs, loss, tokens.detach(), gradient, finite, time.perf_counter() - began)
+        self.tokens = tokens.detach()
+
+    def _loss(self, step: Step, tokens: Tensor, pairs: Tensor, corner: Tensor) -> Loss:
+        """l_total of z0_hat under c(T), at these frame pairs [p, 2]."""
+        clean = _full(self.host.predict_clean(step, self._encode(tokens)))
+        wanted, places = pairs.unique(return_inverse=True)
+        frames = _full(self.host.decode(clean, wanted.tolist())).transpose(1, 2)  # [b, n, 3, h, w]
+        first, second = (frames[:, places[:, side]] for side in (0, 1))
+        return self.method.objective(first, second, tokens, self.initial, corner)
+
+    def _encode(self, tokens: Tensor) -> Tensor:
+        """c(T) = text_encoder(P + S), the rows of S being T."""
+        with injected(self.host.text, tokens, self.config.placement) as report:
+            conditioning = self.host.encode(self.prompts)
+        if report["lost"] and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"a prompt fills the host's text context: its last {report['lost']} tokens make room for the "
+                f"{self.config.tokens} learnable ones",
+                stacklevel=2,
+            )
+        return conditioning
+
+    def _finite_or_own(self, conditioning: Tensor, own: Tensor) -> Tensor:
+        """Never hand the host a NaN: such a sample is stepped with its own prompt."""
+        finite = conditioning.isfinite().flatten(1).all(1).view(-1, 1, 1)
+        return conditioning.to(own.dtype).where(finite, own)
+
+    def _record(
+        self,
+        step: Step,
+        iteration: int,
+        pairs: Tensor,
+        loss: Loss,
+        tokens: Tensor,
+        gradient: Tensor,
+        finite: Tensor,
+        seconds: float,
+    ) -> None:
+        cosine = torch.cosine_similarity(tokens, self.initial.expand_as(tokens), dim=-1).mean(1)
+        self._bar.set_postfix(phi=f"{loss.phi.mean():.2f}", cos=f"{cosine.mean():.3f}", skipped=self.skipped)
+        self.method.trace.write(
+            "iteration",
+            run=self.number,
+            step=step.index,
+            timestep=step.timestep,
+            iteration=iteration,
+            pairs=pairs.tolist(),
+            loss=loss.total.tolist(),
+            disc=loss.disc.tolist(),
+            tv=loss.tv.tolist(),
+            reg=loss.reg.tolist(),
+            phi=loss.phi.tolist(),
+            cosine=cosine.tolist(),
+            gradient=gradient.flatten(1).norm(dim=1).tolist(),
+            updated=finite.tolist(),
+            loss_scale=self._scale if _runs_in_half(step.latents) else 1.0,
+            seconds=round(seconds, 4),
+            peak_memory=peak_memory(step.latents.device),
+        )
+
+
+@contextmanager
+def frozen(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """No parameter of `modules` requires a gradient inside; each flag is put back afterwards.
+
+    Without this a backward pass would keep the activations for, and compute, gradients that nobody wants.
+    """
+    thawed = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in thawed:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in thawed:
+            parameter.requires_grad_(True)
+
+
+def rng_kept(device: torch.device) -> Any:
+    """Context in which the global generators may be drawn from and afterwards stand where they stood.
+
+    The hosts' steps draw noise even when they do not use it (UPSTREAM: LVDM draws once a call, at eta 0 too).
+    """
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
+def _full(values: Tensor) -> Tensor:
+    """At least float32: 1/sqrt(abar) is about 131 at the first steps, and flow wants the digits."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def _runs_in_half(latents: Tensor) -> bool:
+    if latents.dtype == torch.float16:
+        return True
+    kind = latents.device.type
+    return torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16

@@ -1,0 +1,92 @@
+"""What the tokens are optimised for: flow between two frames that looks like the flow of real video."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mp_hooks.discriminator import FlowDiscriminator
+from mp_hooks.flow import FlowEstimator
+
+
+def discriminator_loss(logits: Tensor) -> Tensor:
+    """log(1 - phi) with phi = sigmoid(logits), as -softplus(logits), which never saturates to -inf. Shape kept."""
+    return -F.softplus(logits)
+
+
+def total_variation(flow: Tensor) -> Tensor:
+    """Mean over pixels of |f[y,x] - f[y+1,x]| + |f[y,x] - f[y,x+1]|, both components summed: [b, 2, h, w] -> [b].
+
+    With flow in pixels of its own grid this is a slope without a unit, so its scale does not depend on resolution:
+    at twice the size the flow doubles, its change from pixel to pixel does not.
+    """
+    down = (flow[:, :, 1:] - flow[:, :, :-1]).abs().sum(1).mean((1, 2))
+    right = (flow[:, :, :, 1:] - flow[:, :, :, :-1]).abs().sum(1).mean((1, 2))
+    return down + right
+
+
+def token_distance(tokens: Tensor, initial: Tensor) -> Tensor:
+    """||T - T0||^2 for each sample: [b, n, d], [n, d] -> [b]."""
+    return (tokens - initial).square().sum((1, 2))
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The parts of l_total for each sample, unweighted, each [b]; `phi` is for the trace only."""
+
+    disc: Tensor
+    tv: Tensor
+    reg: Tensor
+    phi: Tensor
+    total: Tensor
+
+
+@dataclass
+class Objective:
+    """l_total = lambda_disc log(1 - phi(f)) + lambda_tv TV(f) + lambda_reg ||T - T0||^2 (the poster's loss)."""
+
+    flow: FlowEstimator
+    judge: FlowDiscriminator
+    lambda_disc: float
+    lambda_tv: float
+    lambda_reg: float
+
+    def __call__(self, first: Tensor, second: Tensor, tokens: Tensor, initial: Tensor, corner: Tensor) -> Loss:
+        """Loss of frame pairs.
+
+        Args:
+            first, second: frames [b, p, 3, h, w] in [-1, 1], p pairs a sample.
+            tokens, initial: T [b, n, d] and T0 [n, d].
+            corner: where each pair's square crop lies along the longer side, in [0, 1], [p].
+        """
+        samples, pairs = first.shape[:2]
+        size = self.judge.config.flow_size
+        views = [
+            torch.stack([square(frames[:, pair], size, float(corner[pair])) for pair in range(pairs)], 1).flatten(0, 1)
+            for frames in (first, second)
+        ]
+        flow = self.flow(*views)
+        logits = self.judge(flow)
+        disc = discriminator_loss(logits).view(samples, pairs).mean(1)
+        tv = total_variation(flow).view(samples, pairs).mean(1)
+        reg = token_distance(tokens, initial)
+        total = self.lambda_disc * disc + self.lambda_tv * tv + self.lambda_reg * reg
+        phi = torch.sigmoid(logits.detach()).view(samples, pairs).mean(1)
+        return Loss(disc=disc, tv=tv, reg=reg, phi=phi, total=total)
+
+
+def square(frames: Tensor, size: int, corner: float) -> Tensor:
+    """A square of full height or width, resized to `size`: [b, 3, h, w] -> [b, 3, size, size].
+
+    The judge has only seen squares, because aspect ratio alone tells real clips from generated ones.
+    """
+    height, width = frames.shape[-2:]
+    side = min(height, width)
+    top, left = round(corner * (height - side)), round(corner * (width - side))
+    view = frames[..., top : top + side, left : left + side]
+    if side == size:
+        return view
+    return F.interpolate(view, (size, size), mode="bilinear", align_corners=False, antialias=side > size)

@@ -1,0 +1,40 @@
+"""When to guide and where to look: the guided window and the random frame pairs."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mp_hooks.errors import MotionPromptError
+
+
+def guided_window(total: int, start: float, stop: float) -> range:
+    """Indices of the guided steps among `total`, 0 being the step from pure noise.
+
+    `start` and `stop` are fractions of the schedule: 0.08 and 0.30 of 50 steps are 4..14 (the paper's 3 < t < 15).
+    A schedule too short for the window still has one guided step.
+    """
+    first = min(_ceil(start * total), total - 1)
+    return range(first, max(_ceil(stop * total), first + 1))
+
+
+def draw_pairs(frames: int, count: int, min_interval: int, max_interval: int, generator: torch.Generator) -> Tensor:
+    """Random frame pairs, int64 [count, 2], earlier frame first.
+
+    The interval is uniform over the allowed ones that fit the clip, then the place is uniform.
+    Raises MotionPromptError for a clip of fewer than two frames.
+    """
+    if frames < 2:
+        raise MotionPromptError("MotionPrompt compares two frames and this clip has one; ask the host for more frames")
+    longest = min(max_interval, frames - 1)
+    shortest = min(min_interval, longest)
+    intervals = torch.randint(shortest, longest + 1, (count,), generator=generator)
+    places = torch.rand(count, generator=generator)
+    first = (places * (frames - intervals)).long()
+    return torch.stack([first, first + intervals], dim=1)
+
+
+def _ceil(value: float) -> int:
+    return math.ceil(round(value, 6))  # 0.08 * 50 must be 4, whatever the float says

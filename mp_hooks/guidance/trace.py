@@ -1,0 +1,65 @@
+"""What happened in a run, for people and for plots: JSON lines and a progress bar."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from mp_hooks.errors import MotionPromptError
+
+
+class Trace:
+    """JSON-lines writer, a line per record, flushed line by line so that a killed run keeps what it did.
+
+    Records: {"event": "run", ...} once a run, {"event": "iteration", ...} per iteration (lists hold a value per
+    sample). A path of None writes nothing.
+    """
+
+    def __init__(self, path: str | Path | None) -> None:
+        self._file: TextIO | None = None
+        if path is not None:
+            try:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                self._file = Path(path).open("w", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
+            except OSError as error:
+                raise MotionPromptError(f"cannot write the trace {path}: {error.strerror}") from error
+
+    def write(self, event: str, **record: Any) -> None:
+        """Append one record."""
+        if self._file is not None:
+            self._file.write(json.dumps({"event": event, **record}) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; writing afterwards is an error of the caller."""
+        if self._file is not None:
+            self._file.close()
+
+
+def read_trace(path: str | Path) -> list[dict[str, Any]]:
+    """The records of a trace file; a last line cut off by a kill is left out."""
+    records = []
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise MotionPromptError(f"cannot read the trace {path}: {error}") from error
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise MotionPromptError(f"{path} is no trace: line {number} is not JSON") from error
+    return records
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the allocator's peak on CUDA, the process's peak resident size elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,266 @@
+"""One suite for all adapters: off is vanilla, on is not, off again is; nothing of the host is left changed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mp_hooks import backbones
+from mp_hooks.backbones.base import Adapter
+from mp_hooks.errors import MotionPromptError
+from mp_hooks.guidance import MotionPrompt, MotionPromptConfig, Run, Step
+
+PROMPTS = ["a tiger walks in the forest", "a boat on the sea"]
+
+
+class HostCase(ABC):
+    """A tiny random instance of a host, in float32 on the CPU, and how to sample it."""
+
+    prompts: list[str] = PROMPTS
+    # every second step guided, with a step large enough to show in a random network
+    config = MotionPromptConfig(start=0.25, stop=0.75, iterations=2, learning_rate=0.5, progress=False)
+
+    @abstractmethod
+    def open(self) -> AbstractContextManager[Any]:
+        """Build the host (seeded) and put in place what it needs to run here; skip with the reason where it cannot."""
+
+    @abstractmethod
+    def sample(self, host: Any, prompts: list[str], seed: int) -> Tensor:
+        """Sample through the host's public path in four steps, drawing noise from the global generator."""
+
+    @abstractmethod
+    def own_predictions(self, host: Any, prompts: list[str], seed: int) -> list[Tensor]:
+        """z0_hat [b, c, t, h, w] of every step as the host itself computes it in `sample`."""
+
+    @abstractmethod
+    def own_decode(self, host: Any, clean: Tensor) -> Tensor:
+        """The host's own decoding of all frames, [b, 3, t, h, w]."""
+
+
+class ConformanceSuite:
+    """Subclass with `case`; pytest runs every test below against it."""
+
+    case: HostCase
+
+    @pytest.fixture(scope="class")
+    def host(self) -> Iterator[Any]:
+        with self.case.open() as host:
+            yield host
+            backbones.remove_patch(host)
+
+    @pytest.fixture(scope="class")
+    def vanilla(self, host: Any) -> Tensor:
+        return self.sample(host)
+
+    @pytest.fixture(autouse=True)
+    def _unpatched_afterwards(self, host: Any) -> Iterator[None]:
+        yield
+        backbones.remove_patch(host)
+
+    def sample(self, host: Any, prompts: list[str] | None = None) -> Tensor:
+        torch.manual_seed(7)
+        return self.case.sample(host, prompts or self.case.prompts, seed=7)
+
+    def guided(self, host: Any, prompts: list[str] | None = None) -> tuple[Tensor, Recorder]:
+        method = Recorder(self.case.config)
+        backbones.attach(host, method)
+        try:
+            return self.sample(host, prompts), method
+        finally:
+            backbones.remove_patch(host)
+
+    def test_sampling_is_repeatable(self, host: Any, vanilla: Tensor) -> None:
+        assert vanilla.isfinite().all()
+        assert torch.equal(self.sample(host), vanilla)
+
+    def test_off_on_off(self, host: Any, vanilla: Tensor) -> None:
+        assert not backbones.is_patched(host)
+        backbones.apply_patch(host, self.case.config)
+        assert backbones.is_patched(host)
+        on = self.sample(host)
+        backbones.remove_patch(host)
+        assert not backbones.is_patched(host)
+        assert on.isfinite().all()
+        assert not torch.equal(on, vanilla)
+        assert torch.equal(self.sample(host), vanilla)
+
+    def test_context_manager_is_the_same_thing(self, host: Any, vanilla: Tensor) -> None:
+        on, _ = self.guided(host)
+        with backbones.motionprompt(host, self.case.config):
+            assert torch.equal(self.sample(host), on)
+        assert torch.equal(self.sample(host), vanilla)
+
+    def test_applying_twice_is_once(self, host: Any) -> None:
+        on, method = self.guided(host)
+        backbones.apply_patch(host, self.case.config)
+        again, repeated = self.guided(host)
+        assert torch.equal(again, on)
+        assert [len(run.losses) for run in repeated.runs] == [len(run.losses) for run in method.runs]
+
+    def test_remove_restores_the_very_objects(self, host: Any) -> None:
+        before = self.stored(host)
+        backbones.apply_patch(host, self.case.config)
+        hooked = self.stored(host)
+        assert all(hooked[site] is not before[site] for site in before)
+        backbones.remove_patch(host)
+        after = self.stored(host)
+        assert all(after[site] is before[site] for site in before)
+
+    def stored(self, host: Any) -> dict[tuple[int, str], Any]:
+        adapter = backbones.adapter_for(host)
+        sites = [adapter.run_site(), adapter.step_site(), *adapter.watch()]
+        return {(id(owner), name): vars(owner).get(name, "absent") for owner, name in sites}
+
+    def test_global_noise_is_untouched(self, host: Any) -> None:
+        self.sample(host)
+        expected = torch.random.get_rng_state()
+        self.guided(host)
+        assert torch.equal(torch.random.get_rng_state(), expected)
+
+    def test_gradient_reaches_the_tokens_and_nothing_else(self, host: Any) -> None:
+        modules = backbones.adapter_for(host).modules()
+        parameters = [parameter for module in modules for parameter in module.parameters()]
+        flags = [parameter.requires_grad for parameter in parameters]
+        weights = [parameter.detach().clone() for parameter in parameters]
+        _, method = self.guided(host)
+        assert all(parameter.grad is None for parameter in parameters)
+        assert [parameter.requires_grad for parameter in parameters] == flags
+        assert all(torch.equal(parameter, weight) for parameter, weight in zip(parameters, weights, strict=True))
+        assert method.runs
+        for run in method.runs:
+            assert run.skipped == 0
+            moved = (run.tokens - run.initial).flatten(1).norm(dim=1)
+            assert (moved > 0).all(), "a sample's tokens did not move"
+
+    def test_prediction_is_the_hosts_own(self, host: Any, vanilla: Tensor) -> None:
+        expected = self.case.own_predictions(host, self.case.prompts, seed=7)
+        method = Probe(self.case.config)
+        backbones.attach(host, method)
+        untouched = self.sample(host)
+        predictions = [clean for run in method.runs for clean in run.predictions]
+        assert len(predictions) == len(expected)
+        for ours, theirs in zip(predictions, expected, strict=True):
+            torch.testing.assert_close(ours, theirs.to(ours), rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
+        assert torch.equal(untouched, vanilla), "writing the host's own conditioning back must change nothing"
+
+    def test_decoding_some_frames_is_slicing_all(self, host: Any, vanilla: Tensor) -> None:
+        adapter = backbones.adapter_for(host)
+        with torch.no_grad():
+            everything = self.case.own_decode(host, vanilla)
+            frames = [0, everything.shape[2] - 1]
+            some = adapter.decode(vanilla, frames)
+        torch.testing.assert_close(some, everything[:, :, frames], rtol=1e-4, atol=1e-4)
+
+    def test_an_exception_leaves_the_host_as_found(self, host: Any, vanilla: Tensor) -> None:
+        parameters = [p for module in backbones.adapter_for(host).modules() for p in module.parameters()]
+        flags = [parameter.requires_grad for parameter in parameters]
+        before = self.stored(host)
+
+        def fail(*_args: Any) -> None:
+            raise ZeroDivisionError("in the middle of a guided step")
+
+        method = MotionPrompt(self.case.config)
+        method.objective = fail
+        with pytest.raises(ZeroDivisionError), patched(host, method):
+            self.sample(host)
+        assert [parameter.requires_grad for parameter in parameters] == flags
+        assert all(value is before[site] for site, value in self.stored(host).items())
+        assert torch.is_grad_enabled()
+        assert torch.equal(self.sample(host), vanilla)
+
+    @pytest.mark.parametrize("mode", [torch.no_grad, lambda: torch.set_grad_enabled(False)], ids=["no_grad", "disabled"])
+    def test_samples_where_gradients_are_off(self, host: Any, mode: Any) -> None:
+        on, _ = self.guided(host)
+        with mode():
+            again, _ = self.guided(host)
+            assert not torch.is_grad_enabled()
+        assert torch.equal(again, on)
+
+    def test_inference_mode_is_refused_in_a_sentence(self, host: Any) -> None:
+        with torch.inference_mode(), pytest.raises(MotionPromptError, match="inference_mode"):
+            self.guided(host)
+
+    def test_samples_of_a_batch_have_their_own_tokens(self, host: Any) -> None:
+        first, second = self.case.prompts
+        _, together = self.guided(host, [first, second])
+        _, other = self.guided(host, [first, "something else"])
+        tokens, changed = together.runs[0].tokens, other.runs[0].tokens
+        assert not torch.allclose(tokens[0], tokens[1])
+        torch.testing.assert_close(tokens[0], changed[0], rtol=1e-2, atol=1e-2)
+        assert not torch.allclose(tokens[1], changed[1], rtol=1e-2, atol=1e-2)
+
+    def test_a_missing_site_is_an_error(self, host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        adapter = backbones.adapter_for(host)
+        before = self.stored(host)
+        owner = adapter.step_site()[0]
+        monkeypatch.setattr(type(adapter), "step_site", lambda self: (owner, "no_such_function"))
+        with pytest.raises(MotionPromptError, match="no_such_function"):
+            backbones.apply_patch(host, self.case.config)
+        monkeypatch.undo()
+        assert not backbones.is_patched(host)
+        assert all(value is before[site] for site, value in self.stored(host).items())
+
+
+class Recorder(MotionPrompt):
+    """The method, keeping its runs for a look afterwards."""
+
+    def __init__(self, config: MotionPromptConfig) -> None:
+        super().__init__(config)
+        self.runs: list[Any] = []
+
+    def run(self, host: Adapter, prompts: list[str]) -> Run:
+        run = RecordedRun(self, host, list(prompts), number=len(self.runs))
+        self.runs.append(run)
+        return run
+
+
+class RecordedRun(Run):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.losses: list[Any] = []
+
+    def _loss(self, *args: Any) -> Any:
+        self.losses.append(super()._loss(*args))
+        return self.losses[-1]
+
+
+class Probe(Recorder):
+    """Guides every step with the host's own conditioning, and notes what the adapter predicts."""
+
+    def run(self, host: Adapter, prompts: list[str]) -> Run:
+        run = ProbeRun(self, host, list(prompts), number=len(self.runs))
+        self.runs.append(run)
+        return run
+
+
+class ProbeRun(Run):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.predictions: list[Tensor] = []
+
+    def guides(self, step: Step) -> bool:
+        return True
+
+    def guide(self, step: Step) -> Tensor:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            self.predictions.append(self.host.predict_clean(step, step.conditioning))
+        return step.conditioning
+
+
+class patched:
+    """`attach` for a with block, with a method of the test's own."""
+
+    def __init__(self, host: Any, method: MotionPrompt) -> None:
+        self.host, self.method = host, method
+
+    def __enter__(self) -> None:
+        backbones.attach(self.host, self.method)
+
+    def __exit__(self, *_error: object) -> None:
+        backbones.remove_patch(self.host)
