@@ -1,0 +1,138 @@
+"""`motionprompt discriminator`: train, evaluate and examine judges of optical flow."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields, replace
+from pathlib import Path
+
+
+def register(subparsers: argparse._SubParsersAction) -> None:
+    """Add `discriminator train | eval | confounds` to the command line."""
+    parser = subparsers.add_parser("discriminator", help="train and evaluate judges of optical flow")
+    commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    train = commands.add_parser("train", help="train a judge from two folders of videos")
+    _add_videos(train)
+    train.add_argument("--out", type=Path, required=True, help="folder for the judge, its card, report and checkpoints")
+    train.add_argument("--resume", action="store_true", help="continue the run in --out")
+    train.add_argument("--by-source", action="store_true", help="also train with each generated source left out")
+    _add_training(train)
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("eval", help="accuracy and AUC of a judge on two folders of videos")
+    evaluate.add_argument("model", type=Path, metavar="MODEL", help="folder of the judge, or 'default'")
+    _add_videos(evaluate)
+    _add_flow(evaluate)
+    evaluate.set_defaults(run=_evaluate)
+
+    confounds = commands.add_parser("confounds", help="what gives the class away, with and without normalising it")
+    _add_videos(confounds)
+    confounds.add_argument("--out", type=Path, required=True, help="folder for the tables and the cached flow")
+    _add_training(confounds)
+    confounds.set_defaults(run=_confounds)
+
+
+def _add_videos(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--real", type=Path, required=True, metavar="DIR", help="folder of real videos")
+    parser.add_argument("--fake", type=Path, required=True, metavar="DIR", help="folder of generated videos")
+    parser.add_argument(
+        "--exclude", action="append", default=[], metavar="GLOB", help="leave out matching videos or folders (repeatable)"
+    )
+
+
+def _add_flow(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--flow-weights", type=Path, metavar="FILE", help="weights of the flow estimator")
+    parser.add_argument("--pairs", type=_positive, default=16, help="frame pairs a clip (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--flow", default="pyramid", metavar="NAME", help="flow estimator (default: %(default)s)")
+    parser.add_argument("--flow-size", type=_positive, default=128, help="side of the frames (default: %(default)s)")
+    _add_flow(parser)
+    parser.add_argument("--epochs", type=_positive, default=20, help="default: %(default)s")
+    parser.add_argument(
+        "--backbone", default="small", help="'small' (from scratch) or 'timm:NAME', pretrained (default: %(default)s)"
+    )
+    parser.add_argument("--backbone-weights", type=Path, metavar="FILE", help="local weights of a timm backbone")
+    parser.add_argument("--image-size", type=_positive, help="side the ViT sees (default: 64, timm: 224)")
+    parser.add_argument(
+        "--normalise", default="magnitude", help="flow scaling: magnitude or fixed (default: %(default)s)"
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
+def _configurations(args: argparse.Namespace) -> dict:
+    """The three configurations of a training, and the backbone's weights, from the command line."""
+    from mp_hooks.discriminator.data import FlowSettings
+    from mp_hooks.discriminator.model import DiscriminatorConfig
+    from mp_hooks.discriminator.train import TrainingConfig
+
+    size = args.image_size or (64 if args.backbone == "small" else 224)
+    settings = FlowSettings(
+        flow_size=args.flow_size, stored_size=min(size, args.flow_size), pairs_per_clip=args.pairs, seed=args.seed
+    )
+    shared = {field.name for field in fields(FlowSettings)} & {field.name for field in fields(DiscriminatorConfig)}
+    config = DiscriminatorConfig(
+        backbone=args.backbone,
+        image_size=size,
+        normalise=args.normalise,
+        flow=args.flow,
+        **{name: getattr(settings, name) for name in shared},
+    )
+    return {
+        "config": config,
+        "settings": settings,
+        "training": TrainingConfig(epochs=args.epochs, seed=args.seed),
+        "exclude": args.exclude,
+        "flow_weights": args.flow_weights,
+        "pretrained": args.backbone_weights or args.backbone != "small",
+    }
+
+
+def _train(args: argparse.Namespace) -> int:
+    from mp_hooks.discriminator.evaluation import Score, Usefulness
+    from mp_hooks.discriminator.train import train
+
+    report = train(
+        args.real, args.fake, args.out, **_configurations(args), by_source=args.by_source, resume=args.resume
+    )
+    print(f"held out by video: {Score(**report['by_video'])}")
+    print(f"trivial floor:     {Score(**report['by_video_floor'])}")
+    for name, score in report.get("by_source", {}).items():
+        print(f"{name} left out: {Score(**score)}")
+    print(Usefulness(**report["usefulness"]))
+    print(f"judge and model card in {args.out}")
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from mp_hooks.discriminator import FlowDiscriminator, default_discriminator
+    from mp_hooks.discriminator.data import extract_flow, find_clips, settings_of
+    from mp_hooks.discriminator.evaluation import judge, right_by, score, usefulness
+    from mp_hooks.flow import load_flow
+
+    model = FlowDiscriminator.from_pretrained(default_discriminator() if str(args.model) == "default" else args.model)
+    clips = find_clips(args.real, args.fake, args.exclude)
+    settings = replace(settings_of(model.config), pairs_per_clip=args.pairs, seed=args.seed)
+    data = extract_flow(clips, load_flow(model.config.flow, args.flow_weights), settings)
+    logits = judge(model, data.flow)
+    print(score(logits, data))
+    for name, share in right_by([clip.source for clip in data.clips], logits, data).items():
+        print(f"  {name}: {share:.3f} of the fields judged right")
+    print(usefulness(model, data))
+    return 0
+
+
+def _confounds(args: argparse.Namespace) -> int:
+    from mp_hooks.discriminator.confounds import measure_confounds
+
+    print(measure_confounds(args.real, args.fake, args.out, **_configurations(args)))
+    return 0

@@ -1,0 +1,75 @@
+"""The model card a judge carries: what it saw, how well it does, what it must not be trusted with."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from mp_hooks.discriminator.data import FlowData
+from mp_hooks.discriminator.model import DiscriminatorConfig
+from mp_hooks.files import replacing
+
+CARD_FILE = "README.md"
+
+
+def write_card(folder: Path, config: DiscriminatorConfig, data: FlowData, report: dict) -> None:
+    """Write README.md beside a judge, from its configuration, data and report."""
+    by_source = "".join(
+        f"| generated source {name} left out, real test clips from the smaller collections | {_score(score)} |\n"
+        for name, score in report.get("by_source", {}).items()
+    )
+    useful = report["usefulness"]
+    with replacing(folder / CARD_FILE) as path:
+        path.write_text(
+            f"""# Flow discriminator
+
+Says how much an optical-flow field looks like that of real video: phi = sigmoid(logit). It serves as the judge in
+MotionPrompt guidance; it is not a detector of generated video.
+
+- Backbone `{config.backbone}`, input {config.image_size}x{config.image_size}, flow normalisation `{config.normalise}`.
+- Flow by `{config.flow}` between square frames of {config.flow_size} pixels, pairs 1 to {config.max_interval} frames
+  apart at about {config.frame_rate:g} frames a second. Flow of another estimator or rate is unfamiliar to it.
+
+## Data
+{report["clips"]["train"]} clips in training, {report["clips"]["held_out"]} held out (whole groups of clips sharing a
+prompt, pair or twin). Every clip was cut to its centre square, brought to a common size and rate, freed of black borders
+and of pairs without motion.
+
+| class | source | clips | licence |
+|---|---|---|---|
+{_sources(data)}
+Where a licence allows research only, or is not stated, the judge trained on the clips is for research.
+
+## Held-out results
+AUC with its 95 % interval, bootstrapped over clips.
+
+| split | AUC per flow field | AUC per clip | balanced accuracy |
+|---|---|---|---|
+| by video | {_score(report["by_video"])} |
+| by video, logistic regression on mean flow and total variation | {_score(report["by_video_floor"])} |
+{by_source}
+On held-out generated flow, phi has median {useful["phi_50"]:.2f} (5-95 %: {useful["phi_05"]:.2f} to
+{useful["phi_95"]:.2f}); the gradient of log(1 - phi) with respect to the flow in units of its RMS has median norm
+{useful["gradient"]:.2g}.
+
+## Limits
+Few clips, and most real ones from one collection: content and camera work of that collection are part of what it
+learned. Generated clips come from the sources above only. It judges motion between two frames, not appearance, and
+fields, not clips. A high phi does not mean that a video is real or good.
+"""
+        )
+
+
+def _sources(data: FlowData) -> str:
+    counts = Counter((not clip.real, clip.source, clip.licence) for clip in data.clips)
+    return "".join(
+        f"| {'generated' if fake else 'real'} | {source} | {count} | {licence} |\n"
+        for (fake, source, licence), count in sorted(counts.items())
+    )
+
+
+def _score(score: dict) -> str:
+    return (
+        f"{score['auc']:.3f} [{score['low']:.3f}, {score['high']:.3f}] | "
+        f"{score['clip_auc']:.3f} [{score['clip_low']:.3f}, {score['clip_high']:.3f}] | {score['accuracy']:.3f}"
+    )
