@@ -48,6 +48,7 @@ def apply_patch(host: Any, config: MotionPromptConfig | None = None) -> None:
     """
     from mp_hooks.guidance import MotionPrompt, MotionPromptConfig
 
+    adapter_for(host)  # an unknown host is told before weights are loaded
     attach(host, MotionPrompt(config or MotionPromptConfig()))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
@@ -69,11 +69,8 @@ class ConformanceSuite:
 
     def guided(self, host: Any, prompts: list[str] | None = None) -> tuple[Tensor, Recorder]:
         method = Recorder(self.case.config)
-        backbones.attach(host, method)
-        try:
+        with patched(host, method):
             return self.sample(host, prompts), method
-        finally:
-            backbones.remove_patch(host)
 
     def test_sampling_is_repeatable(self, host: Any, vanilla: Tensor) -> None:
         assert vanilla.isfinite().all()
@@ -141,8 +138,8 @@ class ConformanceSuite:
     def test_prediction_is_the_hosts_own(self, host: Any, vanilla: Tensor) -> None:
         expected = self.case.own_predictions(host, self.case.prompts, seed=7)
         method = Probe(self.case.config)
-        backbones.attach(host, method)
-        untouched = self.sample(host)
+        with patched(host, method):
+            untouched = self.sample(host)
         predictions = [clean for run in method.runs for clean in run.predictions]
         assert len(predictions) == len(expected)
         for ours, theirs in zip(predictions, expected, strict=True):
@@ -166,15 +163,17 @@ class ConformanceSuite:
             raise ZeroDivisionError("in the middle of a guided step")
 
         method = MotionPrompt(self.case.config)
-        method.objective = fail
         with pytest.raises(ZeroDivisionError), patched(host, method):
+            method.objective = fail
             self.sample(host)
         assert [parameter.requires_grad for parameter in parameters] == flags
         assert all(value is before[site] for site, value in self.stored(host).items())
         assert torch.is_grad_enabled()
         assert torch.equal(self.sample(host), vanilla)
 
-    @pytest.mark.parametrize("mode", [torch.no_grad, lambda: torch.set_grad_enabled(False)], ids=["no_grad", "disabled"])
+    @pytest.mark.parametrize(
+        "mode", [torch.no_grad, lambda: torch.set_grad_enabled(False)], ids=["no_grad", "disabled"]
+    )
     def test_samples_where_gradients_are_off(self, host: Any, mode: Any) -> None:
         on, _ = self.guided(host)
         with mode():
@@ -253,14 +252,11 @@ class ProbeRun(Run):
         return step.conditioning
 
 
-class patched:
+@contextmanager
+def patched(host: Any, method: MotionPrompt) -> Iterator[None]:
     """`attach` for a with block, with a method of the test's own."""
-
-    def __init__(self, host: Any, method: MotionPrompt) -> None:
-        self.host, self.method = host, method
-
-    def __enter__(self) -> None:
-        backbones.attach(self.host, self.method)
-
-    def __exit__(self, *_error: object) -> None:
-        backbones.remove_patch(self.host)
+    backbones.attach(host, method)
+    try:
+        yield
+    finally:
+        backbones.remove_patch(host)

@@ -1,6 +1,6 @@
 """Tiny random VideoCrafter: real code, random weights, seconds on a CPU.
 
-    python -m mp_hooks.testing.lvdm CHECKOUT OUT      writes OUT/tiny.yaml and OUT/tiny.ckpt for the host's script
+python -m mp_hooks.testing.lvdm CHECKOUT OUT      writes OUT/tiny.yaml and OUT/tiny.ckpt for the host's script
 """
 
 from __future__ import annotations

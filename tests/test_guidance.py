@@ -1,0 +1,239 @@
+"""The method without a host: schedule, tokens, loss, configuration, trace."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from mp_hooks.errors import MotionPromptError
+from mp_hooks.guidance import MotionPromptConfig, load_config
+from mp_hooks.guidance.config import add_config_flags, config_from_flags
+from mp_hooks.guidance.objective import discriminator_loss, square, token_distance, total_variation
+from mp_hooks.guidance.schedule import draw_pairs, guided_window
+from mp_hooks.guidance.tokens import TextInput, initial_tokens, injected, insert_slots
+from mp_hooks.guidance.trace import Trace, read_trace
+
+START, END = 98, 99
+
+
+def test_window_of_fifty_steps_is_the_papers() -> None:
+    assert list(guided_window(50, 0.08, 0.30)) == list(range(4, 15))
+
+
+@given(st.integers(1, 1000), st.floats(0, 0.99), st.floats(0.001, 1))
+def test_window_lies_in_the_schedule_and_is_never_empty(total: int, start: float, length: float) -> None:
+    window = guided_window(total, start, min(start + length, 1.0))
+    assert len(window) >= 1
+    assert window[0] >= 0
+    assert window[-1] < total
+
+
+@given(st.integers(2, 64), st.integers(1, 9), st.integers(0, 30), st.integers(0, 99))
+@settings(max_examples=50)
+def test_pairs_fit_the_clip(frames: int, shortest: int, extra: int, seed: int) -> None:
+    pairs = draw_pairs(frames, 20, shortest, shortest + extra, torch.Generator().manual_seed(seed))
+    interval = pairs[:, 1] - pairs[:, 0]
+    assert pairs.min() >= 0
+    assert pairs.max() < frames
+    assert interval.min() >= min(shortest, frames - 1)
+    assert interval.max() <= shortest + extra
+
+
+def test_pairs_reach_every_place_and_interval() -> None:
+    pairs = draw_pairs(6, 2000, 1, 3, torch.Generator().manual_seed(0))
+    assert {tuple(pair) for pair in pairs.tolist()} == {(i, i + k) for k in (1, 2, 3) for i in range(6 - k)}
+
+
+def test_one_frame_has_no_pair() -> None:
+    with pytest.raises(MotionPromptError, match="two frames"):
+        draw_pairs(1, 1, 1, 4, torch.Generator())
+
+
+def text_input() -> TextInput:
+    torch.manual_seed(0)
+    return TextInput(nn.Embedding(100, 8), end=END, start=START)
+
+
+def ids(*prompts: list[int], length: int = 8, padding: int = 0) -> torch.Tensor:
+    rows = [[START, *prompt, END] for prompt in prompts]
+    return torch.tensor([row + [padding] * (length - len(row)) for row in rows])
+
+
+@pytest.mark.parametrize("padding", [0, END])
+@pytest.mark.parametrize(
+    ("placement", "expected"), [("end", [START, 1, 2, END, END]), ("front", [START, END, 1, 2, END])]
+)
+def test_slot_goes_before_the_end_or_after_the_start(placement: str, expected: list[int], padding: int) -> None:
+    new, slots, lost = insert_slots(ids([1, 2], padding=padding), text_input(), 1, placement)
+    assert new.tolist() == [expected + [padding] * 3]
+    assert slots.nonzero().tolist() == [[0, 3 if placement == "end" else 1]]
+    assert lost == 0
+
+
+def test_prompts_of_different_lengths_have_their_own_slots() -> None:
+    new, slots, _ = insert_slots(ids([1], [1, 2, 3]), text_input(), 2, "end")
+    assert slots.nonzero().tolist() == [[0, 2], [0, 3], [1, 4], [1, 5]]
+    assert new.tolist() == [[START, 1, END, END, END, 0, 0, 0], [START, 1, 2, 3, END, END, END, 0]]
+
+
+def test_a_full_context_loses_its_last_words() -> None:
+    new, slots, lost = insert_slots(ids([1, 2, 3, 4, 5, 6]), text_input(), 2, "end")
+    assert new.tolist() == [[START, 1, 2, 3, 4, END, END, END]]
+    assert slots.nonzero().tolist() == [[0, 5], [0, 6]]
+    assert lost == 2
+
+
+@given(st.lists(st.integers(0, 97), max_size=6), st.integers(1, 3), st.sampled_from(["end", "front"]))
+def test_insertion_keeps_length_and_ends_every_prompt(prompt: list[int], count: int, placement: str) -> None:
+    new, slots, lost = insert_slots(ids(prompt), text_input(), count, placement)
+    row, here = new[0], slots[0]
+    assert len(row) == 8
+    assert here.sum() == count
+    assert lost == max(0, len(prompt) + count - 6)
+    kept = [token for token, is_slot in zip(row.tolist(), here.tolist(), strict=True) if not is_slot]
+    assert kept[: len(prompt) - lost + 2] == [START, *prompt[: len(prompt) - lost], END]
+
+
+def test_an_encoder_without_start_token() -> None:
+    text = TextInput(nn.Embedding(100, 8), end=END)
+    new, slots, _ = insert_slots(torch.tensor([[5, 6, END, 0, 0]]), text, 1, "front")
+    assert new.tolist() == [[END, 5, 6, END, 0]]
+    assert slots.nonzero().tolist() == [[0, 0]]
+
+
+def test_injection_writes_the_tokens_and_goes_away() -> None:
+    text = text_input()
+    prompt = ids([1, 2], [3])
+    plain = text.embedding(prompt)
+    tokens = torch.randn(2, 1, 8, requires_grad=True)
+    with injected(text, tokens, "end") as report:
+        filled = text.embedding(prompt)
+    assert torch.equal(filled[0, 3], tokens[0, 0])
+    assert torch.equal(filled[1, 2], tokens[1, 0])
+    assert torch.equal(filled[0, :3], plain[0, :3])
+    assert torch.equal(filled[0, 4], text.embedding.weight[END])
+    (gradient,) = torch.autograd.grad(filled.square().sum(), tokens)
+    torch.testing.assert_close(gradient, 2 * tokens)
+    assert report["lost"] == 0
+    assert torch.equal(text.embedding(prompt), plain)
+
+
+def test_injection_goes_away_after_an_error() -> None:
+    text = text_input()
+    with pytest.raises(ZeroDivisionError), injected(text, torch.zeros(1, 1, 8), "end"):
+        raise ZeroDivisionError
+    assert not text.embedding._forward_hooks
+    assert not text.embedding._forward_pre_hooks
+
+
+def test_initial_tokens_are_the_words_embedding() -> None:
+    text = text_input()
+    assert torch.equal(initial_tokens(text, [5], 2), text.embedding.weight[[5, 5]].detach())
+    torch.testing.assert_close(initial_tokens(text, [5, 7], 1)[0], text.embedding.weight[[5, 7]].mean(0).detach())
+
+
+def test_discriminator_loss_is_log_one_minus_phi_and_stays_finite() -> None:
+    logits = torch.tensor([-3.0, 0.0, 2.0])
+    torch.testing.assert_close(discriminator_loss(logits), torch.log(1 - torch.sigmoid(logits)))
+    extreme = torch.tensor([-1e4, 1e4], requires_grad=True)
+    discriminator_loss(extreme).sum().backward()
+    assert extreme.grad.isfinite().all()
+
+
+def test_total_variation_of_a_ramp_is_its_slope_at_any_size() -> None:
+    for size in (16, 64):
+        x = torch.arange(size, dtype=torch.float64)
+        ramp = torch.stack([0.25 * x.expand(size, size), torch.zeros(size, size)]).unsqueeze(0)
+        torch.testing.assert_close(total_variation(ramp), torch.tensor([0.25], dtype=torch.float64))
+
+
+def test_token_distance_is_per_sample() -> None:
+    initial = torch.zeros(2, 3)
+    tokens = torch.stack([torch.ones(2, 3), 2 * torch.ones(2, 3)])
+    assert token_distance(tokens, initial).tolist() == [6.0, 24.0]
+
+
+def test_square_follows_the_corner_and_keeps_aspect() -> None:
+    frames = torch.arange(8.0).expand(1, 3, 4, 8)  # wider than high
+    assert square(frames, 4, 0.0)[0, 0, 0].tolist() == [0, 1, 2, 3]
+    assert square(frames, 4, 1.0)[0, 0, 0].tolist() == [4, 5, 6, 7]
+    assert square(frames, 2, 0.5).shape == (1, 3, 2, 2)
+
+
+def test_configuration_round_trip(tmp_path: Path) -> None:
+    config = MotionPromptConfig(tokens=3, seed=5, trace="t.jsonl", progress=False)
+    config.save(tmp_path / "c.yaml")
+    assert load_config(tmp_path / "c.yaml") == config
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("tokens: 2\niterations: 5\n")
+    parser = argparse.ArgumentParser()
+    add_config_flags(parser)
+    given_ = ["--mp-config", str(tmp_path / "c.yaml"), "--mp-iterations", "4", "--no-mp-progress"]
+    config = config_from_flags(parser.parse_args(given_))
+    assert (config.tokens, config.iterations, config.progress) == (2, 4, False)
+    assert config.learning_rate == MotionPromptConfig().learning_rate
+
+
+def test_every_option_has_a_flag() -> None:
+    parser = argparse.ArgumentParser()
+    add_config_flags(parser)
+    text = parser.format_help()
+    assert all("--mp-" + option.name.replace("_", "-") in text for option in fields(MotionPromptConfig))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"tokens": 0}, "tokens"),
+        ({"placement": "middle"}, "end, front"),
+        ({"optimizer": "lion"}, "adam"),
+        ({"start": 0.5, "stop": 0.4}, "before stop"),
+        ({"min_interval": 5, "max_interval": 2}, "max_interval"),
+        ({"learning_rate": math.nan}, "learning_rate"),
+        ({"no_such_option": 1}, "no_such_option"),
+        ({"tokens": "many"}, "tokens"),
+    ],
+)
+def test_bad_values_are_one_sentence(values: dict, message: str) -> None:
+    with pytest.raises(MotionPromptError, match=message) as caught:
+        load_config(**values)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["tokens: [", "- a\n- b\n", "tokens: {a: 1}\n"])
+def test_bad_files_are_one_sentence(tmp_path: Path, content: str) -> None:
+    (tmp_path / "bad.yaml").write_text(content)
+    with pytest.raises(MotionPromptError) as caught:
+        load_config(tmp_path / "bad.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(MotionPromptError, match=r"nowhere\.yaml"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_trace_survives_being_cut_off(tmp_path: Path) -> None:
+    trace = Trace(tmp_path / "runs" / "trace.jsonl")
+    trace.write("run", run=0)
+    trace.write("iteration", step=4, loss=[0.5])
+    trace.close()
+    path = tmp_path / "runs" / "trace.jsonl"
+    whole = read_trace(path)
+    assert [record["event"] for record in whole] == ["run", "iteration"]
+    path.write_text(path.read_text()[:-5])
+    assert read_trace(path) == whole[:1]
+    path.write_text("nonsense\n" + json.dumps({"event": "run"}) + "\n")
+    with pytest.raises(MotionPromptError, match="line 1"):
+        read_trace(path)
