@@ -44,7 +44,7 @@ def host(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             global _session
             try:
                 with ExitStack() as stack:
-                    _session = Session(name, args, stack)
+                    _session = Session(name, args, stack, entry=Path(run.__code__.co_filename).resolve())
                     return run(args, *rest, **kwargs)
             except MotionPromptError as error:
                 print(f"motionprompt: error: {error}", file=sys.stderr)
@@ -66,15 +66,17 @@ def install(model: Any, args: argparse.Namespace) -> None:
 class Session:
     """One run of a host script: what it needs is put in place, and checked before the host loads gigabytes."""
 
-    def __init__(self, name: str, args: argparse.Namespace, stack: ExitStack) -> None:
+    def __init__(self, name: str, args: argparse.Namespace, stack: ExitStack, entry: Path) -> None:
         import torch
 
+        from mp_hooks import patching
         from mp_hooks.compat import shims
-        from mp_hooks.patching import manifest
 
-        self.script = manifest.load(name).script
+        manifest = patching.load(name)
+        self.script = manifest.script
         self.stack = stack
         if args.motionprompt:
+            patching.require_patched(manifest, manifest.checkout_of(entry))
             self._check(args)
         self.shims = stack.enter_context(shims(self.script.shims, args.mp_device))
         if args.motionprompt:

@@ -62,6 +62,13 @@ class Manifest:
     script: Script
     files: tuple[PatchedFile, ...]
 
+    def checkout_of(self, path: Path) -> Path:
+        """The checkout in which `path` is one of the files that are edited; MotionPromptError if it is none."""
+        for file in self.files:
+            if path.as_posix().endswith("/" + file.path):
+                return path.parents[len(PurePosixPath(file.path).parts) - 1]
+        raise MotionPromptError(f"{path} is no file that mp-patch {self.name} edits; patch the checkout it is in")
+
 
 def source_root() -> Path | None:
     """The repository mp_hooks runs from; None where it was installed as a wheel."""

@@ -101,20 +101,25 @@ class VideoCrafterCase(HostCase):
         return host.decode_first_stage(clean)
 
 
+def write_tiny(checkout: Path, out: Path) -> tuple[Path, Path]:
+    """Write tiny.yaml and tiny.ckpt for the host's script; returns their paths."""
+    from omegaconf import OmegaConf
+
+    with importable(checkout), shims(manifest.load("videocrafter2").script.shims, "cpu"):
+        config = tiny_config(checkout)
+        with replacing(out / "tiny.ckpt") as temporary:
+            torch.save({"state_dict": build(config).state_dict()}, temporary)
+        with replacing(out / "tiny.yaml") as temporary:
+            OmegaConf.save(config, temporary)
+    return out / "tiny.yaml", out / "tiny.ckpt"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write a tiny random VideoCrafter for its own script.")
     parser.add_argument("checkout", type=Path)
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
-    from omegaconf import OmegaConf
-
-    with importable(args.checkout.resolve()), shims(manifest.load("videocrafter2").script.shims, "cpu"):
-        config = tiny_config(args.checkout)
-        with replacing(args.out / "tiny.ckpt") as temporary:
-            torch.save({"state_dict": build(config).state_dict()}, temporary)
-        with replacing(args.out / "tiny.yaml") as temporary:
-            OmegaConf.save(config, temporary)
-    print(args.out / "tiny.yaml", args.out / "tiny.ckpt")
+    print(*write_tiny(args.checkout.resolve(), args.out))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,241 @@
+"""VideoCrafter2 end to end: the host's real code and scripts, tiny random weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mp_hooks import backbones, patching
+from mp_hooks.guidance import MotionPrompt, Run
+from mp_hooks.guidance.trace import read_trace
+from mp_hooks.testing.conformance import patched
+from mp_hooks.testing.lvdm import VideoCrafterCase, write_tiny
+from mp_hooks.video import video_info
+
+pytestmark = pytest.mark.upstream
+HOST = patching.load("videocrafter2")
+SMALL = ["--height", "128", "--width", "128", "--ddim_steps", "10"]
+
+# Runs the host's own entry and keeps the latents its sampler returns; an unpatched host gets the shims from here.
+RUNNER = """
+import contextlib, runpy, sys
+import torch
+from mp_hooks import patching
+from mp_hooks.compat import shims
+out, patched, *arguments = sys.argv[1:]
+entry = "scripts/evaluation/inference.py"
+sys.path[:0] = ["scripts/evaluation", "."]
+sys.argv = [entry, *arguments]
+names = patching.load("videocrafter2").script.shims
+with contextlib.nullcontext() if patched == "patched" else shims(names, "cpu"):
+    from lvdm.models.samplers.ddim import DDIMSampler
+    latents, sample = [], DDIMSampler.sample
+    def keep(self, *args, **kwargs):
+        result = sample(self, *args, **kwargs)
+        latents.append(result[0])
+        return result
+    DDIMSampler.sample = keep
+    runpy.run_path(entry, run_name="__main__")
+torch.save(latents, out)
+"""
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Path:
+    folder = patching.default_checkout(HOST)
+    if not patching.is_present(folder):
+        pytest.skip(f"{folder.name} is not in third_party/; mp-patch videocrafter2 gets it")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkout(upstream: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An unpatched copy under git, with a tiny checkpoint."""
+    root = tmp_path_factory.mktemp("host") / "VideoCrafter"
+    shutil.copytree(upstream, root, ignore=shutil.ignore_patterns(".git", "results", "__pycache__"))
+    patching.revert(HOST, root)
+    for command in (["init", "-q"], ["add", "-A"], ["-c", "core.autocrlf=false", "commit", "-qm", "upstream"]):
+        subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *command], cwd=root, check=True)
+    write_tiny(root, root.parent)
+    return root
+
+
+def tiny(checkout: Path) -> list[str]:
+    return ["--config", str(checkout.parent / "tiny.yaml"), "--ckpt_path", str(checkout.parent / "tiny.ckpt")]
+
+
+def run(command: list[str], checkout: Path) -> subprocess.CompletedProcess[str]:
+    repository = str(Path(backbones.__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": repository, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
+
+
+def latents(checkout: Path, state: str) -> list[torch.Tensor]:
+    out = checkout.parent / f"{state}.pt"
+    host_arguments = "--seed 123 --mode base --savedir results/run --unconditional_guidance_scale 12.0 --ddim_eta 1.0"
+    arguments = [*host_arguments.split(), "--prompt_file", "prompts/test_prompts.txt", *tiny(checkout), *SMALL]
+    if state == "patched":
+        arguments += ["--mp-device", "cpu"]
+    result = run([sys.executable, "-c", RUNNER, str(out), state, *arguments], checkout)
+    assert result.returncode == 0, result.stderr
+    return torch.load(out, weights_only=True)
+
+
+def test_the_whole_way(checkout: Path) -> None:
+    """Unpatched, patched and off, patched and on through the host's script, reverted."""
+    vanilla = latents(checkout, "vanilla")
+    patching.apply(HOST, checkout)
+
+    off = latents(checkout, "patched")
+    assert len(off) == len(vanilla) == 2
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(off, vanilla, strict=True))
+
+    script = ["bash", "scripts/run_text2video.sh", *tiny(checkout), *SMALL, "--mp-device", "cpu"]
+    result = run([*script, "--motionprompt"], checkout)
+    assert result.returncode == 0, result.stderr
+    results = checkout / "results" / "base_512_v2"
+    assert sorted(path.name for path in results.glob("*.mp4")) == ["0001.mp4", "0002.mp4"]
+    assert video_info(results / "0001.mp4").frames == 16
+    records = read_trace(results / "motionprompt" / "trace.jsonl")
+    prompts = (checkout / "prompts/test_prompts.txt").read_text().splitlines()
+    assert [record["prompts"][0] for record in records if record["event"] == "run"] == [p.strip() for p in prompts]
+    iterations = [record for record in records if record["event"] == "iteration"]
+    assert len(iterations) == 2 * 2 * 3  # prompts, guided steps of ten, K
+    assert all(torch.tensor(record["loss"]).isfinite().all() for record in iterations)
+    assert all(record["updated"] == [True] for record in iterations)
+    assert all(record["cosine"][0] < 1 for record in iterations)
+    assert (results / "motionprompt" / "config.yaml").is_file()
+
+    patching.revert(HOST, checkout)
+    status = subprocess.run(["git", "status", "--porcelain"], cwd=checkout, capture_output=True, text=True, check=True)
+    assert not [line for line in status.stdout.splitlines() if "results" not in line and "__pycache__" not in line]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt"),
+        (["--mp-discriminator", "nowhere"], "no discriminator in nowhere"),
+        (["--mp-flow", "raft_small", "--mp-flow-weights", "nowhere.pth"], "nowhere.pth"),
+        (["--mp-flow", "psychic"], "pyramid, raft_large, raft_small"),
+        (["--mp-placement", "middle"], "end"),
+        (["--mp-iterations", "0"], "at least 1"),
+        (["--mp-config", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_bad_input_is_one_sentence(checkout: Path, arguments: list[str], message: str) -> None:
+    patching.apply(HOST, checkout)
+    result = run(["bash", "scripts/run_text2video.sh", *tiny(checkout), "--mp-device", "cpu", "--motionprompt", *arguments], checkout)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert message in result.stderr.splitlines()[-1]
+
+
+def test_half_patched_is_one_sentence(checkout: Path) -> None:
+    patching.apply(HOST, checkout)
+    script = checkout / "scripts/run_text2video.sh"
+    script.write_bytes(script.read_bytes().replace(b' "$@"', b""))
+    command = [sys.executable, "scripts/evaluation/inference.py", *tiny(checkout), "--motionprompt"]
+    result = run([*command, "--mp-device", "cpu"], checkout)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert "half patched; run: mp-patch videocrafter2" in result.stderr.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def case(upstream: Path) -> VideoCrafterCase:
+    return VideoCrafterCase(upstream)
+
+
+@pytest.fixture(scope="module")
+def host(case: VideoCrafterCase) -> Iterator[Any]:
+    with case.open() as model:
+        yield model
+
+
+def test_a_prompt_of_a_hundred_words_is_warned_of_and_runs(case: VideoCrafterCase, host: Any) -> None:
+    method = MotionPrompt(case.config)
+    with patched(host, method), pytest.warns(UserWarning, match="last 1 tokens make room"):
+        guided = case.sample(host, ["word " * 100], seed=7)
+    assert guided.isfinite().all()
+
+
+def test_unguided_memory_is_what_it_was(case: VideoCrafterCase, host: Any) -> None:
+    def peak() -> int:
+        """Bytes by which one unguided sampling raises the resident size."""
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+        before = memory("VmRSS")
+        case.sample(host, case.prompts, seed=7)
+        return memory("VmHWM") - before
+
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("needs Linux's resettable peak of the resident size")
+    case.sample(host, case.prompts, seed=7)
+    before = peak()
+    with backbones.motionprompt(host, case.config):
+        case.sample(host, case.prompts, seed=7)
+    assert peak() < 1.1 * before + 2**24
+
+
+def memory(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+def test_gradient_is_that_of_finite_differences(
+    case: VideoCrafterCase, host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the real text encoder, UNet, VAE, flow and judge, in float64, along three directions."""
+    results: list[tuple[float, float]] = []
+
+    class Differences(Run):
+        def guide(self, step: Any) -> torch.Tensor:
+            pairs, corner = torch.tensor([[0, 2]]), torch.zeros(1)
+            start = self.tokens.double().requires_grad_()
+            with torch.enable_grad(), torch.random.fork_rng():
+                (gradient,) = torch.autograd.grad(self._loss(step, start, pairs, corner).total.sum(), start)
+            generator = torch.Generator().manual_seed(0)
+            for _ in range(3):
+                direction = torch.randn(start.shape, generator=generator, dtype=torch.float64)
+                direction = direction / direction.norm() + gradient / gradient.norm()  # part random, part uphill
+                with torch.no_grad(), torch.random.fork_rng():
+                    width = 1e-5
+                    up, down = (
+                        self._loss(step, start + sign * width * direction, pairs, corner).total.sum()
+                        for sign in (1, -1)
+                    )
+                results.append((float((gradient * direction).sum()), float((up - down) / (2 * width))))
+            return step.conditioning
+
+    class Method(MotionPrompt):
+        def run(self, host: Any, prompts: list[str]) -> Run:
+            return Differences(self, host, prompts, number=0)
+
+    # the host computes norms and time embeddings in float32 by calling .float()
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    monkeypatch.setattr(host.model.diffusion_model, "dtype", torch.float64)
+    method = Method(replace(case.config, lambda_tv=1.0))
+    method.objective.flow.double()
+    method.objective.judge.double()
+    host.double()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with patched(host, method):
+            case.sample(host, case.prompts[:1], seed=7)
+    finally:
+        monkeypatch.undo()
+        torch.set_default_dtype(torch.float32)
+        host.float()
+    assert len(results) == 3 * 2
+    for analytic, numeric in results:
+        assert analytic == pytest.approx(numeric, rel=1e-2), json.dumps(results)
