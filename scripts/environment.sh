@@ -26,7 +26,7 @@ prepare_environment() {
     # One stamp for each set of requirements spares later runs the half minute pip takes to find all satisfied.
     stamp=$("$python" -c 'import sys; print(sys.prefix)')/.mp_hooks-$(cksum <<<"$PWD $extras $(cat setup.py)" | cut -d' ' -f1)
     if [[ ! -e $stamp ]]; then
-        echo "== installing mp_hooks[$extras]; the first time this downloads torch, which can be some GB"
+        echo "== installing mp_hooks[$extras] (minutes the first time, torch alone can be some GB)"
         [[ -t 1 ]] || quiet=(--quiet)
         began=$SECONDS
         "$python" -m pip install ${quiet[@]+"${quiet[@]}"} --disable-pip-version-check -e ".[$extras]"

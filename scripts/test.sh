@@ -22,8 +22,9 @@ then
     prepare_environment test,videocrafter
 fi
 
+failed=0
 echo "== ruff"
-"$python" -m ruff check
-
+"$python" -m ruff check || failed=1
 echo "== pytest"
-exec "$python" -m pytest "$@"
+"$python" -m pytest "$@" || failed=1
+exit $failed
