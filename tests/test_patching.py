@@ -448,7 +448,8 @@ def test_a_fetch_that_takes_too_long_is_given_up(
 ) -> None:
     slow = tmp_path / "bin/git"
     slow.parent.mkdir()
-    slow.write_text("#!/bin/sh\nsleep 60\n")
+    late = tmp_path / "late"
+    slow.write_text(f"#!/bin/sh\n(sleep 1; touch '{late}') &\nsleep 60\n")
     slow.chmod(0o755)
     monkeypatch.setenv("PATH", f"{slow.parent}{os.pathsep}{os.environ['PATH']}")
     began = time.monotonic()
@@ -456,6 +457,8 @@ def test_a_fetch_that_takes_too_long_is_given_up(
         patching.fetch(origin, tmp_path / "third_party/Toy", timeout=0.3)
     assert time.monotonic() - began < 10
     assert list((tmp_path / "third_party").iterdir()) == []
+    time.sleep(max(0.0, began + 1.5 - time.monotonic()))
+    assert not late.exists(), "what git had started went on without it"
 
 
 # --- VideoCrafter itself
