@@ -62,14 +62,14 @@ def test_checkpoints_may_hold_omegaconf_but_no_code(tmp_path: Path) -> None:
     harmless, hostile = tmp_path / "harmless.ckpt", tmp_path / "hostile.ckpt"
     torch.save({"state_dict": {"w": torch.ones(1)}, "config": OmegaConf.create({"a": {"b": [1, 2.0, "x"]}})}, harmless)
     torch.save({"state_dict": Hostile()}, hostile)
-    with pytest.raises(Exception, match="[Ww]eights"):
+    with pytest.raises(Exception, match=r"[Ww]eights"):
         torch.load(harmless, weights_only=True)
     with shims(["omegaconf_checkpoints"]):
         loaded = torch.load(harmless, weights_only=True)
         assert loaded["config"].a.b[1] == 2.0
-        with pytest.raises(Exception, match="[Ww]eights"):
+        with pytest.raises(Exception, match=r"[Ww]eights"):
             torch.load(hostile, weights_only=True)
-    with pytest.raises(Exception, match="[Ww]eights"):
+    with pytest.raises(Exception, match=r"[Ww]eights"):
         torch.load(harmless, weights_only=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ from mp_hooks import backbones, patching
 from mp_hooks.guidance import MotionPrompt, Run
 from mp_hooks.guidance.trace import read_trace
 from mp_hooks.testing.conformance import patched
-from mp_hooks.testing.lvdm import VideoCrafterCase, write_tiny
+from mp_hooks.testing.lvdm import VideoCrafterCase, importable, write_tiny
 from mp_hooks.video import video_info
 
 pytestmark = pytest.mark.upstream
@@ -76,7 +78,11 @@ def tiny(checkout: Path) -> list[str]:
 
 def run(command: list[str], checkout: Path) -> subprocess.CompletedProcess[str]:
     repository = str(Path(backbones.__file__).parents[2])
-    environment = {**os.environ, "PYTHONPATH": repository, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": repository,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
     return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -121,6 +127,18 @@ def test_the_whole_way(checkout: Path) -> None:
     assert not [line for line in status.stdout.splitlines() if "results" not in line and "__pycache__" not in line]
 
 
+@pytest.fixture(scope="module")
+def entry(checkout: Path) -> Iterator[ModuleType]:
+    """The patched entry as a module, so that many wrong command lines cost one import of the host."""
+    patching.apply(HOST, checkout)
+    path = checkout / "scripts/evaluation/inference.py"
+    with importable(checkout), importable(path.parent):
+        specification = importlib.util.spec_from_file_location("inference", path)
+        module = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(module)
+        yield module
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -133,23 +151,42 @@ def test_the_whole_way(checkout: Path) -> None:
         (["--mp-config", "nowhere.yaml"], "nowhere.yaml"),
     ],
 )
-def test_bad_input_is_one_sentence(checkout: Path, arguments: list[str], message: str) -> None:
+def test_bad_input_is_one_sentence(
+    entry: ModuleType,
+    checkout: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
     patching.apply(HOST, checkout)
-    result = run(["bash", "scripts/run_text2video.sh", *tiny(checkout), "--mp-device", "cpu", "--motionprompt", *arguments], checkout)
+    monkeypatch.chdir(checkout)
+    fixed = ["--savedir", "results", "--prompt_file", "prompts/test_prompts.txt", "--mp-device", "cpu"]
+    with pytest.raises(SystemExit) as stopped:
+        args = entry.get_parser().parse_args([*fixed, *tiny(checkout), "--motionprompt", *arguments])
+        entry.run_inference(args, 1, 0)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_bad_input_from_the_shell(checkout: Path) -> None:
+    patching.apply(HOST, checkout)
+    script = ["bash", "scripts/run_text2video.sh", *tiny(checkout), "--mp-device", "cpu", "--motionprompt"]
+    result = run([*script, "--mp-discriminator", "nowhere"], checkout)
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
-    assert message in result.stderr.splitlines()[-1]
+    assert "no discriminator in nowhere" in result.stderr.splitlines()[-1]
 
 
-def test_half_patched_is_one_sentence(checkout: Path) -> None:
+def test_half_patched_is_one_sentence(entry: ModuleType, checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     patching.apply(HOST, checkout)
     script = checkout / "scripts/run_text2video.sh"
     script.write_bytes(script.read_bytes().replace(b' "$@"', b""))
-    command = [sys.executable, "scripts/evaluation/inference.py", *tiny(checkout), "--motionprompt"]
-    result = run([*command, "--mp-device", "cpu"], checkout)
-    assert result.returncode == 2
-    assert "Traceback" not in result.stderr
-    assert "half patched; run: mp-patch videocrafter2" in result.stderr.splitlines()[-1]
+    with pytest.raises(SystemExit) as stopped:
+        entry.run_inference(entry.get_parser().parse_args(["--motionprompt", "--mp-device", "cpu"]), 1, 0)
+    patching.apply(HOST, checkout)
+    assert stopped.value.code == 2
+    assert "half patched; run: mp-patch videocrafter2" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.fixture(scope="module")

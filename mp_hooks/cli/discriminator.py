@@ -37,7 +37,11 @@ def _add_videos(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--real", type=Path, required=True, metavar="DIR", help="folder of real videos")
     parser.add_argument("--fake", type=Path, required=True, metavar="DIR", help="folder of generated videos")
     parser.add_argument(
-        "--exclude", action="append", default=[], metavar="GLOB", help="leave out matching videos or folders (repeatable)"
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="leave out matching videos or folders (repeatable)",
     )
 
 

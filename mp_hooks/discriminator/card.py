@@ -32,8 +32,8 @@ MotionPrompt guidance; it is not a detector of generated video.
 
 ## Data
 {report["clips"]["train"]} clips in training, {report["clips"]["held_out"]} held out (whole groups of clips sharing a
-prompt, pair or twin). Every clip was cut to its centre square, brought to a common size and rate, freed of black borders
-and of pairs without motion.
+prompt, pair or twin). Every clip was cut to its centre square, brought to a common size and rate, freed of black
+borders and of pairs without motion.
 
 | class | source | clips | licence |
 |---|---|---|---|

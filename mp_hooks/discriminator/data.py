@@ -93,8 +93,8 @@ class FlowData:
 def find_clips(real: str | Path, fake: str | Path, exclude: Sequence[str] = ()) -> list[Clip]:
     """The clips below two folders, less those whose path below the folder, or a part of it, matches a glob.
 
-    An INDEX.tsv in the folder or up to two above it (columns path, model_or_source; where present
-    prompt, pair_id, format_twin, src_format, licence) gives sources and groups; without one, the first subfolder is the source. Of two
+    An INDEX.tsv in the folder or up to two above it (columns path, model_or_source; where present prompt, pair_id,
+    format_twin, src_format, licence) gives sources and groups; without one, the first subfolder is the source. Of two
     format twins the gif is left out. Raises MotionPromptError for a missing or empty folder.
     """
     return _clips_of(Path(real), True, exclude) + _clips_of(Path(fake), False, exclude)
@@ -274,7 +274,9 @@ def _prepared_frames(clip: Clip, settings: FlowSettings) -> tuple[Tensor, ClipFa
     size = (settings.flow_size, settings.flow_size)
     frames = F.interpolate(frames.float(), size=size, mode="bilinear", antialias=True)
     grey = frames.mean(dim=1)
-    laplacian = 4 * grey[:, 1:-1, 1:-1] - grey[:, :-2, 1:-1] - grey[:, 2:, 1:-1] - grey[:, 1:-1, :-2] - grey[:, 1:-1, 2:]
+    laplacian = (
+        4 * grey[:, 1:-1, 1:-1] - grey[:, :-2, 1:-1] - grey[:, 2:, 1:-1] - grey[:, 1:-1, :-2] - grey[:, 1:-1, 2:]
+    )
     sharpness = laplacian.abs().mean().item()
     return frames, ClipFacts(info.fps, info.height, info.width, stride / info.fps, sharpness)
 

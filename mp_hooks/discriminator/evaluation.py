@@ -61,9 +61,7 @@ def score(logits: Tensor, data: FlowData, seed: int = 0) -> Score:
     generator = torch.Generator().manual_seed(seed)
     per_field, per_clip = [], []
     for _ in range(RESAMPLES):
-        drawn = [
-            clips[i] for clips in by_class for i in torch.randint(len(clips), (len(clips),), generator=generator)
-        ]
+        drawn = [clips[i] for clips in by_class for i in torch.randint(len(clips), (len(clips),), generator=generator)]
         chosen = torch.cat(drawn)
         per_field.append(auc(logits[chosen], real[chosen]))
         firsts = torch.stack([m[0] for m in drawn])
@@ -73,7 +71,15 @@ def score(logits: Tensor, data: FlowData, seed: int = 0) -> Score:
     clip_low, clip_high = torch.tensor(per_clip, dtype=torch.double).quantile(ends).tolist()
     accuracy = sum(((logits[real == label] > 0) == bool(label)).float().mean().item() for label in (0, 1)) / 2
     return Score(
-        auc(logits, real), low, high, auc(clip_logits, clip_real), clip_low, clip_high, accuracy, len(real), len(members)
+        auc(logits, real),
+        low,
+        high,
+        auc(clip_logits, clip_real),
+        clip_low,
+        clip_high,
+        accuracy,
+        len(real),
+        len(members),
     )
 
 

@@ -270,7 +270,9 @@ def _claim(out: Path, run: dict, resume: bool) -> None:
         raise MotionPromptError(f"{out} is not an empty folder; pass --resume to continue the run in it, or another")
     versions = {"mp_hooks": __version__, "torch": torch.__version__, "pytorch_lightning": pl.__version__}
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps({**run, "versions": {**versions, "python": platform.python_version()}}, indent=2))
+        temporary.write_text(
+            json.dumps({**run, "versions": {**versions, "python": platform.python_version()}}, indent=2)
+        )
 
 
 def _rms(flow: Tensor) -> float:

@@ -21,18 +21,19 @@ from mp_hooks.files import replacing
 from mp_hooks.patching import manifest
 from mp_hooks.testing.conformance import HostCase
 
-TEXT_ARCH, TEXT_WIDTH = "ViT-B-32", 512  # the smallest that open_clip knows by name
+TEXT = Path(__file__).with_name("mp-tiny-clip.json")  # ours; open_clip has to be told of it
+KNOWN_TEXT, KNOWN_WIDTH = "ViT-B-32", 512  # the smallest that open_clip knows by name, for the host's own script
 
 
-def tiny_config(checkout: Path) -> Any:
-    """The host's own VideoCrafter2 configuration with narrow layers: 84 M parameters, 15.5 M of them UNet."""
+def tiny_config(checkout: Path, text: str, width: int) -> Any:
+    """The host's own VideoCrafter2 configuration with narrow layers, 15 M parameters without the text encoder."""
     from omegaconf import OmegaConf
 
     config = OmegaConf.load(checkout / "configs" / "inference_t2v_512_v2.0.yaml")
     params = config.model.params
-    params.unet_config.params.update(model_channels=32, num_head_channels=16, context_dim=TEXT_WIDTH)
+    params.unet_config.params.update(model_channels=32, num_head_channels=16, context_dim=width)
     params.first_stage_config.params.ddconfig.ch = 32
-    params.cond_stage_config.params.arch = TEXT_ARCH
+    params.cond_stage_config.params.arch = text
     return config
 
 
@@ -70,7 +71,10 @@ class VideoCrafterCase(HostCase):
     @contextmanager
     def open(self) -> Iterator[nn.Module]:
         with importable(self.checkout), shims(manifest.load("videocrafter2").script.shims, "cpu"):
-            yield build(tiny_config(self.checkout))
+            import open_clip
+
+            open_clip.add_model_config(TEXT)
+            yield build(tiny_config(self.checkout, TEXT.stem, width=64))
 
     def sample(self, host: nn.Module, prompts: list[str], seed: int, callback: Any = None) -> Tensor:
         sampler = importlib.import_module("lvdm.models.samplers.ddim").DDIMSampler(host)
@@ -81,7 +85,7 @@ class VideoCrafterCase(HostCase):
         latents, _ = sampler.sample(
             S=self.steps,
             batch_size=len(prompts),
-            shape=(host.channels, self.frames, 16, 16),
+            shape=(host.channels, self.frames, 8, 8),
             conditioning=conditioning,
             unconditional_conditioning=unconditional,
             unconditional_guidance_scale=12.0,
@@ -106,7 +110,7 @@ def write_tiny(checkout: Path, out: Path) -> tuple[Path, Path]:
     from omegaconf import OmegaConf
 
     with importable(checkout), shims(manifest.load("videocrafter2").script.shims, "cpu"):
-        config = tiny_config(checkout)
+        config = tiny_config(checkout, KNOWN_TEXT, KNOWN_WIDTH)
         with replacing(out / "tiny.ckpt") as temporary:
             torch.save({"state_dict": build(config).state_dict()}, temporary)
         with replacing(out / "tiny.yaml") as temporary:

@@ -1,0 +1,263 @@
+"""The judge: what it computes, what it learns from, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from mp_hooks.cli.main import main
+from mp_hooks.discriminator import DiscriminatorConfig, FlowDiscriminator, default_discriminator
+from mp_hooks.discriminator.data import Clip, find_clips, split_by_video, splits_by_source
+from mp_hooks.discriminator.evaluation import auc
+from mp_hooks.discriminator.train import flip
+from mp_hooks.errors import MotionPromptError
+from mp_hooks.flow import load_flow, warp
+from mp_hooks.video import write_video
+
+TINY = DiscriminatorConfig(image_size=32, width=32, depth=1, heads=2)
+
+
+def field(size: int, turns: float = 1.0) -> Tensor:
+    """A smooth field whose vectors, as fractions of the side, are the same at every size: [1, 2, s, s] in pixels."""
+    axis = (torch.arange(size) + 0.5) / size * 2 * torch.pi * turns
+    x, y = torch.meshgrid(axis, axis, indexing="xy")
+    return torch.stack([y.sin(), x.cos()]).unsqueeze(0) * 0.05 * size
+
+
+@pytest.fixture
+def judge() -> FlowDiscriminator:
+    torch.manual_seed(0)
+    return FlowDiscriminator(TINY).eval()
+
+
+def test_the_same_motion_at_two_sizes_is_judged_alike(judge: FlowDiscriminator) -> None:
+    small, large, other = judge(field(64)), judge(field(256)), judge(field(64, turns=3))
+    assert (small - large).abs() < 0.05 * (small - other).abs()
+
+
+@pytest.mark.parametrize("normalise", ["magnitude", "fixed"])
+def test_only_fixed_normalisation_sees_how_far_things_move(normalise: str) -> None:
+    torch.manual_seed(0)
+    judge = FlowDiscriminator(
+        DiscriminatorConfig(image_size=32, width=32, depth=1, heads=2, normalise=normalise)
+    ).eval()
+    flow = field(64)
+    difference = (judge(flow) - judge(3 * flow)).abs().item()
+    assert difference < 1e-3 if normalise == "magnitude" else difference > 1e-3
+
+
+def test_gradient_reaches_the_flow_and_is_finite_at_rest(judge: FlowDiscriminator) -> None:
+    for flow in (field(64), torch.zeros(1, 2, 64, 64)):
+        flow = flow.requires_grad_()
+        (gradient,) = torch.autograd.grad(judge(flow).sum(), flow)
+        assert gradient.isfinite().all()
+        assert gradient.abs().max() > 0
+
+
+def test_saved_and_loaded_judges_agree(judge: FlowDiscriminator, tmp_path: Path) -> None:
+    judge.save_pretrained(tmp_path)
+    loaded = FlowDiscriminator.from_pretrained(tmp_path)
+    assert loaded.config == judge.config
+    assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    assert torch.equal(loaded(field(64)), judge(field(64)))
+
+
+def broken(folder: Path, how: str) -> None:
+    config, weights = folder / "config.json", folder / "model.safetensors"
+    if how == "no configuration":
+        config.unlink()
+    elif how == "foreign configuration":
+        config.write_text('{"architectures": ["Bert"]}')
+    elif how == "not JSON":
+        config.write_text("{")
+    elif how == "no weights":
+        weights.unlink()
+    elif how == "pickle":
+        weights.unlink()
+        torch.save({}, folder / "model.pt")
+    elif how == "pickle in disguise":
+        torch.save({}, weights)
+    elif how == "wrong shapes":
+        config.write_text(json.dumps({**json.loads(config.read_text()), "width": 64}))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "no configuration",
+        "foreign configuration",
+        "not JSON",
+        "no weights",
+        "pickle",
+        "pickle in disguise",
+        "wrong shapes",
+    ],
+)
+def test_what_is_no_judge_is_refused_in_one_sentence(judge: FlowDiscriminator, tmp_path: Path, how: str) -> None:
+    judge.save_pretrained(tmp_path)
+    broken(tmp_path, how)
+    with pytest.raises(MotionPromptError) as caught:
+        FlowDiscriminator.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_packaged_judge_is_small_and_not_saturated() -> None:
+    folder = default_discriminator()
+    assert (folder / "model.safetensors").stat().st_size <= 2_000_000
+    assert "licence" in (folder / "README.md").read_text()
+    judge = FlowDiscriminator.from_pretrained(folder)
+    noise = torch.randn(8, 2, 64, 64, generator=torch.Generator().manual_seed(0))
+    flow = torch.cat([field(64), noise]).requires_grad_()
+    logits = judge(flow)
+    (gradient,) = torch.autograd.grad(logits.sum(), flow)
+    assert ((logits.sigmoid() > 0.02) & (logits.sigmoid() < 0.98)).all()
+    assert (gradient.flatten(1).norm(dim=1) > 0).all()
+
+
+def test_mirrored_fields_are_those_of_mirrored_videos() -> None:
+    flow = torch.arange(8.0).view(1, 2, 2, 2).expand(64, 2, 2, 2)
+    mirrored = {tuple(one.flatten().tolist()) for one in flip(flow)}
+    x, y = flow[0]
+    expected = {
+        tuple(torch.stack([sx * x.flip(dims), sy * y.flip(dims)]).flatten().tolist())
+        for sx, sy, dims in ((1, 1, ()), (-1, 1, (1,)), (1, -1, (0,)), (-1, -1, (0, 1)))
+    }
+    assert mirrored == expected
+
+
+def test_flow_of_mirrored_frames_is_the_mirrored_flow() -> None:
+    """The sign that `flip` changes is the one the estimator's flow has."""
+    noise = torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    first = torch.nn.functional.interpolate(noise, (48, 48), mode="bicubic") / 2
+    second = warp(first, torch.full((1, 2, 48, 48), 1.0))
+    estimator = load_flow("pyramid")
+    straight, mirrored = estimator(first, second), estimator(first.flip(3), second.flip(3))
+    inner = slice(12, -12)
+    assert straight[:, 0, inner, inner].mean() == pytest.approx(-float(mirrored[:, 0, inner, inner].mean()), rel=0.05)
+
+
+def test_auc_is_the_share_of_pairs_in_order() -> None:
+    scores, real = torch.tensor([0.1, 0.4, 0.4, 0.8]), torch.tensor([0.0, 0.0, 1.0, 1.0])
+    assert auc(scores, real) == (1 + 0.5 + 1 + 1) / 4
+
+
+def clips(count: int = 12) -> list[Clip]:
+    return [
+        Clip(f"{kind}{number}.mp4", kind == "real", f"{kind} source {number % 3}", f"{kind} group {number // 2}", "mp4")
+        for kind in ("real", "fake")
+        for number in range(count)
+    ]
+
+
+def test_splits_share_no_group_and_no_source() -> None:
+    all_clips = clips()
+    train, held_out = split_by_video(all_clips)
+    assert sorted(train + held_out) == list(range(len(all_clips)))
+    assert not {all_clips[i].group for i in train} & {all_clips[i].group for i in held_out}
+    for name, train, held_out in splits_by_source(all_clips):
+        assert name in {all_clips[i].source for i in held_out}
+        assert not {all_clips[i].source for i in train} & {all_clips[i].source for i in held_out}
+
+
+def make_video(path: Path, jitter: bool, seed: int) -> None:
+    """Texture that drifts, smoothly or in jumps that differ from place to place."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(1, 3, 16, 16, generator=generator)
+    source = torch.nn.functional.interpolate(noise, (64, 64), mode="bicubic")
+    frames = []
+    for number in range(8):
+        flow = torch.full((1, 2, 64, 64), 1.0 * number)
+        if jitter:
+            jumps = torch.randn(1, 2, 8, 8, generator=generator) * 2
+            flow = flow + torch.nn.functional.interpolate(jumps, (64, 64), mode="bicubic")
+        frames.append(warp(source, flow)[0])
+    video = ((torch.stack(frames) * 0.3 + 0.5).clamp(0, 1) * 255).byte()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_video(path, video, fps=8)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("videos")
+    for number in range(10):
+        make_video(root / "real" / f"{number}.mp4", jitter=False, seed=number)
+        make_video(root / "fake" / "model" / f"{number}.mp4", jitter=True, seed=100 + number)
+    return root
+
+
+def arguments(videos: Path, out: Path, epochs: int) -> list[str]:
+    folders = ["--real", str(videos / "real"), "--fake", str(videos / "fake"), "--out", str(out)]
+    return ["discriminator", "train", *folders, "--flow-size", "64", "--pairs", "8", "--epochs", str(epochs)]
+
+
+def test_training_from_the_command_line_learns_and_resumes(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "judge"
+    assert main(arguments(videos, out, epochs=2)) == 0
+    steps = torch.load(out / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+    assert main(arguments(videos, out, epochs=2)) == 2, "a finished folder is not overwritten"
+    assert "--resume" in capsys.readouterr().err
+    assert main([*arguments(videos, out, epochs=6), "--resume"]) == 0
+    output = capsys.readouterr().out
+    assert "Epoch 2:" in output
+    assert "Epoch 1:" not in output, "resumed, not begun again"
+    assert torch.load(out / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 3 * steps
+    report = json.loads((out / "report.json").read_text())
+    assert report["by_video"]["auc"] > 0.9
+    assert f"{report['by_video']['auc']:.3f}" in output
+    assert (out / "README.md").is_file()
+    evaluate = ["discriminator", "eval", str(out), "--real", str(videos / "real"), "--fake", str(videos / "fake")]
+    assert main(evaluate) == 0
+    assert "AUC" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fault", ["missing", "empty", "unreadable", "excluded"])
+def test_unusable_folders_are_one_sentence(
+    videos: Path, tmp_path: Path, fault: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake, extra = tmp_path / "fake", []
+    if fault != "missing":
+        fake.mkdir()
+    if fault == "unreadable":
+        (fake / "broken.mp4").write_bytes(b"not a video")
+    if fault == "excluded":
+        make_video(fake / "a.mp4", jitter=True, seed=0)
+        extra = ["--exclude", "*.mp4"]
+    command = [
+        "discriminator",
+        "train",
+        "--real",
+        str(videos / "real"),
+        "--fake",
+        str(fake),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    assert main([*command, "--pairs", "1", "--flow-size", "32", *extra]) == 2
+    assert len([line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]) == 1
+
+
+def test_index_gives_sources_groups_and_leaves_gif_twins_out(tmp_path: Path) -> None:
+    rows = [
+        "path\tmodel_or_source\tprompt\tpair_id\tformat_twin\tsrc_format",
+        "fake/a/1.mp4\tmodelA\tcat\t\t\tmp4",
+        "fake/a/1g.mp4\tmodelA\tcat\t\tfake/a/1.mp4\tgif",
+        "fake/b/2.mp4\tmodelB2\tcat\t\t\tmp4",
+        "fake/b/3.mp4\tmodelB2\tdog\t\t\tmp4",
+        "real/4.mp4\treal\t\t\t\tmp4",
+    ]
+    (tmp_path / "INDEX.tsv").write_text("\n".join(rows) + "\n")
+    for row in rows[1:]:
+        path = tmp_path / row.split("\t")[0]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    found = {Path(clip.path).name: clip for clip in find_clips(tmp_path / "real", tmp_path / "fake")}
+    assert set(found) == {"1.mp4", "2.mp4", "3.mp4", "4.mp4"}
+    assert found["1.mp4"].group == found["2.mp4"].group != found["3.mp4"].group
+    assert found["3.mp4"].source == "modelB"
