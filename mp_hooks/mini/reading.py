@@ -1,0 +1,105 @@
+"""Reading a clip back by classical means: what moves, in which colour and shape, and along which path."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mp_hooks.mini.clips import COLOURS, DIRECTIONS, SHAPES, shape_distance
+
+SATURATION = 0.22  # backgrounds are nearly grey, objects are not
+SMALLEST_AREA = 40.0  # pixels; below it the frame counts as holding no object
+SMALLEST_MOVE = 3.0  # pixels from the first to the last frame
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was read off one clip; an attribute that cannot be read is None.
+
+    path is [t, 2], the object's centroid (x, y) in pixels, NaN where the frame holds no object.
+    """
+
+    colour: str | None
+    shape: str | None
+    direction: str | None
+    path: Tensor
+
+    @property
+    def attributes(self) -> tuple[str | None, str | None, str | None]:
+        return self.colour, self.shape, self.direction
+
+
+def read_clip(video: Tensor) -> Reading:
+    """Read one clip [3, t, h, w] in [-1, 1]."""
+    pixels = (video.detach().float().clamp(-1, 1) + 1) / 2
+    saturation = pixels.amax(0) - pixels.amin(0)
+    mask = ((saturation - SATURATION) / 0.15).clamp(0, 1)
+    h, w = mask.shape[-2:]
+    x, y = torch.arange(w, dtype=torch.float32), torch.arange(h, dtype=torch.float32)
+    area = mask.sum((-2, -1))
+    centre = torch.stack([(mask.sum(-2) * x).sum(-1), (mask.sum(-1) * y).sum(-1)], dim=-1) / area.clamp(min=1e-6)[:, None]
+    # Stray coloured pixels would pull the centroid: keep what lies near it and look once more.
+    near = (x[None, None, :] - centre[:, 0, None, None]).square() + (y[None, :, None] - centre[:, 1, None, None]).square()
+    mask = mask * (near < 22.0**2)
+    area = mask.sum((-2, -1))
+    centre = torch.stack([(mask.sum(-2) * x).sum(-1), (mask.sum(-1) * y).sum(-1)], dim=-1) / area.clamp(min=1e-6)[:, None]
+    present = area > SMALLEST_AREA
+    path = torch.where(present[:, None], centre, torch.full_like(centre, float("nan")))
+    if int(present.sum()) < 3:
+        return Reading(None, None, None, path)
+    colour = _colour(pixels[:, present], mask[present])
+    return Reading(colour, _shape(mask[present], centre[present], area[present]), _direction(path, present), path)
+
+
+def jerk(path: Tensor) -> float:
+    """Mean length of the third difference of a path [t, 2], pixels per frame cubed; gaps are bridged by straight lines.
+
+    NaN where fewer than two frames hold the object. The steady motion of a drawn clip has jerk 0.
+    """
+    present = ~path[:, 0].isnan()
+    known = present.nonzero()[:, 0]
+    if len(known) < 2:
+        return float("nan")
+    frames = torch.arange(len(path))
+    right = torch.searchsorted(known, frames).clamp(1, len(known) - 1)
+    before, after = known[right - 1], known[right]
+    share = ((frames - before) / (after - before))[:, None]
+    bridged = path[before] + share * (path[after] - path[before])
+    return bridged.diff(n=3, dim=0).norm(dim=-1).mean().item()
+
+
+def _colour(pixels: Tensor, mask: Tensor) -> str:
+    """The colour whose chroma direction is nearest to that of the mean object pixel. pixels [3, t, h, w]."""
+    mean = (pixels * mask).sum((1, 2, 3)) / mask.sum()
+    table = torch.tensor(list(COLOURS.values()))
+    chroma, wanted = mean - mean.mean(), table - table.mean(1, keepdim=True)
+    return list(COLOURS)[int(torch.cosine_similarity(chroma[None], wanted).argmax())]
+
+
+def _shape(mask: Tensor, centre: Tensor, area: Tensor) -> str:
+    """The shape whose template of the same area, laid on the centroid, overlaps best, averaged over frames."""
+    h, w = mask.shape[-2:]
+    dx = torch.arange(w, dtype=torch.float32)[None, None, :] - centre[:, 0, None, None]
+    dy = torch.arange(h, dtype=torch.float32)[None, :, None] - centre[:, 1, None, None]
+    radius = (area / math.pi).sqrt()[:, None, None]
+    overlaps = []
+    for index in range(len(SHAPES)):
+        template = (0.5 - shape_distance(dx, dy, torch.tensor(index), radius)).clamp(0, 1)
+        both = torch.minimum(mask, template).sum((-2, -1))
+        overlaps.append((both / torch.maximum(mask, template).sum((-2, -1))).mean())
+    return SHAPES[int(torch.stack(overlaps).argmax())]
+
+
+def _direction(path: Tensor, present: Tensor) -> str | None:
+    """The direction of the least-squares line through the path; None where the object hardly moves."""
+    time = torch.arange(len(path), dtype=torch.float32)[present]
+    time = time - time.mean()
+    known = path[present]
+    slope = (time[:, None] * (known - known.mean(0))).sum(0) / time.square().sum()
+    if slope.norm() * (len(path) - 1) < SMALLEST_MOVE:
+        return None
+    steps = torch.tensor(list(DIRECTIONS.values()), dtype=torch.float32)
+    return list(DIRECTIONS)[int((steps @ slope).argmax())]
