@@ -14,14 +14,16 @@ DECORD = [
     "eva-decord>=0.6; platform_system == 'Darwin'",
 ]
 
+DIFFUSERS = ["diffusers>=0.30", "transformers>=4.40", "accelerate>=0.30", "sentencepiece"]
+
 EXTRAS = {
     # Memory-efficient attention of the hosts; needs a CUDA build of torch.
     "xformers": ["xformers"],
     # Backbones that are diffusers pipelines.
-    "diffusers": ["diffusers>=0.30", "transformers>=4.40", "accelerate>=0.30", "sentencepiece"],
+    "diffusers": DIFFUSERS,
     # What VideoCrafter's own code imports. open_clip 2.23 drops an argument its image encoder uses.
     "videocrafter": ["open_clip_torch>=2.20,<2.23", "transformers>=4.25", "kornia", "opencv-python-headless"],
-    "test": ["pytest>=7", "hypothesis", "ruff", "opencv-python-headless"],
+    "test": ["pytest>=7", "hypothesis", "ruff", "opencv-python-headless", *DIFFUSERS],
     "bench": ["opencv-python-headless", "matplotlib"],
 }
 

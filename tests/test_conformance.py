@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mp_hooks.backbones import BACKBONES
 from mp_hooks.patching import manifest
 from mp_hooks.testing import ConformanceSuite
+from mp_hooks.testing.diffusers import AnimateDiffCase
 from mp_hooks.testing.lvdm import VideoCrafterCase
 
 
@@ -20,6 +24,14 @@ def checkout(name: str) -> Path:
     return folder
 
 
+class FreeInitCase(AnimateDiffCase):
+    @contextmanager
+    def open(self) -> Iterator[Any]:
+        with super().open() as pipe:
+            pipe.enable_free_init(num_iters=2)
+            yield pipe
+
+
 @pytest.mark.upstream
 class TestVideoCrafter(ConformanceSuite):
     @pytest.fixture(scope="class", autouse=True)
@@ -27,6 +39,26 @@ class TestVideoCrafter(ConformanceSuite):
         request.cls.case = VideoCrafterCase(checkout("videocrafter2"))
 
 
+class TestAnimateDiff(ConformanceSuite):
+    case = AnimateDiffCase()
+
+
+class TestAnimateDiffVariants(ConformanceSuite):
+    """Negative prompts with v-prediction under Euler, whose input is scaled."""
+
+    case = AnimateDiffCase("EulerDiscreteScheduler", "v_prediction", negative_prompt=["else", "else"], guidance_scale=3)
+
+
+class TestAnimateDiffWithoutGuidance(ConformanceSuite):
+    case = AnimateDiffCase(guidance_scale=1.0)
+
+
+class TestAnimateDiffWithFreeInit(ConformanceSuite):
+    """The schedule starts again: twice four steps in one sampling."""
+
+    case = FreeInitCase()
+
+
 def test_every_adapter_is_held_to_the_kit() -> None:
-    tested = {"videocrafter2": TestVideoCrafter}
+    tested = {"videocrafter2": TestVideoCrafter, "diffusers-animatediff": TestAnimateDiff}
     assert set(tested) == set(BACKBONES)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # name -> "module:class"; order matters where one host could be taken for another
 BACKBONES = {
     "videocrafter2": "mp_hooks.backbones.lvdm:VideoCrafter",
+    "diffusers-animatediff": "mp_hooks.backbones.diffusers:AnimateDiff",
 }
 
 ADAPTER = "_motionprompt_adapter"  # where a patched host keeps its adapter, so that both are collected together

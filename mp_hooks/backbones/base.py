@@ -21,8 +21,8 @@ class Adapter(ABC):
     """One host, answered for. A subclass fills in the abstract parts and overrides nothing else.
 
     The order of events in a sampling: the host calls the run site (`prompts` reads them, the tokens start afresh),
-    then the step site once a step (`read` says what is about to happen; in a guided step `write` puts the optimised
-    conditioning into the call).
+    then the step site once a step (`read` says what is about to happen; in a guided step `take` makes the call with
+    the optimised conditioning).
     """
 
     name: ClassVar[str]  # in the registry, and of the manifest in patches/ if there is one
@@ -59,8 +59,8 @@ class Adapter(ABC):
         """From the step site's arguments: what is about to happen; None leaves the call alone."""
 
     @abstractmethod
-    def write(self, step: Step, conditioning: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The step site's arguments with the text rows replaced by `conditioning`; the host's objects stay whole."""
+    def take(self, step: Step, conditioning: Tensor) -> Any:
+        """Make the host's call with its text rows replaced by `conditioning`; the host's own objects stay whole."""
 
     # --- the host's own computations (guidance.Host)
 
@@ -133,8 +133,7 @@ class Adapter(ABC):
         if step is None or not self.current.guides(step):
             return original(*args, **kwargs)
         with self.scope(step):
-            args, kwargs = self.write(step, self.current.guide(step))
-            return original(*args, **kwargs)
+            return self.take(step, self.current.guide(step))
 
 
 def detached(value: Any) -> Any:

@@ -90,12 +90,9 @@ class VideoCrafter(Adapter):
             call=call,
         )
 
-    def write(self, step: Step, conditioning: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        call = inspect.BoundArguments(step.call.signature, step.call.arguments.copy())
-        own = call.arguments["c"]
-        rest = _context(own)[:, self._text_length :]  # image tokens, where the host has any
-        call.arguments["c"] = {**own, "c_crossattn": [torch.cat([conditioning, rest], dim=1)]}
-        return call.args, call.kwargs
+    def take(self, step: Step, conditioning: Tensor) -> tuple[Tensor, Tensor]:
+        call = self._with_text(step, conditioning)
+        return self.original_step(*call.args, **call.kwargs)
 
     # --- the host's own computations
 
@@ -113,8 +110,8 @@ class VideoCrafter(Adapter):
         return type(self.host).get_learned_conditioning(self.host, list(prompts))
 
     def predict_clean(self, step: Step, conditioning: Tensor) -> Tensor:
-        args, kwargs = self.write(step, conditioning)
-        _, clean = inspect.unwrap(self.original_step)(*args, **kwargs)
+        call = self._with_text(step, conditioning)
+        _, clean = inspect.unwrap(self.original_step)(*call.args, **call.kwargs)
         return clean
 
     def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
@@ -148,6 +145,14 @@ class VideoCrafter(Adapter):
             yield
         finally:
             hooks.remove()
+
+    def _with_text(self, step: Step, conditioning: Tensor) -> inspect.BoundArguments:
+        """The host's call with only the text rows of its conditioning replaced, in a dict of our own."""
+        call = inspect.BoundArguments(step.call.signature, step.call.arguments.copy())
+        own = call.arguments["c"]
+        rest = _context(own)[:, self._text_length :]  # image tokens, where the host has any
+        call.arguments["c"] = {**own, "c_crossattn": [torch.cat([conditioning, rest], dim=1)]}
+        return call
 
     @property
     def _text_length(self) -> int:

@@ -145,7 +145,8 @@ class ConformanceSuite:
         assert len(predictions) == len(expected)
         for ours, theirs in zip(predictions, expected, strict=True):
             torch.testing.assert_close(ours, theirs.to(ours), rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
-        assert torch.equal(untouched, vanilla), "writing the host's own conditioning back must change nothing"
+        # steps taken with the host's own conditioning change nothing but the rounding of a split batch
+        torch.testing.assert_close(untouched, vanilla, rtol=1e-4, atol=1e-4 * float(vanilla.abs().max()))
 
     def test_decoding_some_frames_is_slicing_all(self, host: Any, vanilla: Tensor) -> None:
         adapter = backbones.adapter_for(host)

@@ -1,0 +1,135 @@
+"""Tiny random diffusers pipelines of the real classes, built without any download."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mp_hooks.testing.conformance import PROMPTS, HostCase
+
+WORDS = sorted({*" ".join(PROMPTS).split(), "authentic", "something", "else"})
+
+
+def clip_tokenizer(words: list[str] = WORDS, length: int = 16) -> Any:
+    """A CLIPTokenizer that knows the letters and these words, each as one token."""
+    from transformers import CLIPTokenizer
+
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    tokens = [*letters, *(letter + "</w>" for letter in letters)]
+    merges = []
+    for word in words:
+        parts = [*word[:-1], word[-1] + "</w>"]
+        while len(parts) > 1:
+            merge = (parts[0], parts[1])
+            parts[:2] = [parts[0] + parts[1]]
+            if merge not in merges:
+                merges.append(merge)
+                tokens.append(parts[0])
+    tokens = list(dict.fromkeys([*tokens, "<|startoftext|>", "<|endoftext|>"]))
+    with tempfile.TemporaryDirectory() as folder:
+        vocabulary, rules = Path(folder) / "vocab.json", Path(folder) / "merges.txt"
+        vocabulary.write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
+        rules.write_text("#version: 0.2\n" + "\n".join(" ".join(merge) for merge in merges) + "\n")
+        return CLIPTokenizer(str(vocabulary), str(rules), model_max_length=length)
+
+
+def clip_text_encoder(tokenizer: Any, width: int = 32) -> nn.Module:
+    """A two-layer CLIP text model for this tokenizer."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def awaken(*modules: nn.Module) -> None:
+    """Give layers that start at zero small random weights; through zeros no gradient comes."""
+    for module in modules:
+        for parameter in module.parameters():
+            if not parameter.any():
+                nn.init.normal_(parameter, std=0.02)
+
+
+class AnimateDiffCase(HostCase):
+    """AnimateDiffPipeline; `options` are passed to its call, `scheduler` names the diffusers class."""
+
+    def __init__(self, scheduler: str = "DDIMScheduler", prediction: str = "epsilon", **options: Any) -> None:
+        self.scheduler, self.prediction, self.options = scheduler, prediction, options
+
+    @contextmanager
+    def open(self) -> Iterator[Any]:
+        diffusers = pytest.importorskip("diffusers", reason="needs pip install 'mp_hooks[diffusers]'")
+        pytest.importorskip("transformers", reason="needs pip install 'mp_hooks[diffusers]'")
+        torch.manual_seed(0)
+        tokenizer = clip_tokenizer()
+        unet = diffusers.UNetMotionModel(
+            sample_size=8,
+            block_out_channels=(32, 32),
+            down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"),
+            up_block_types=("UpBlockMotion", "CrossAttnUpBlockMotion"),
+            layers_per_block=1,
+            norm_num_groups=8,
+            cross_attention_dim=32,
+            num_attention_heads=2,
+            motion_num_attention_heads=2,
+        )
+        vae = diffusers.AutoencoderKL(
+            block_out_channels=[16, 16],
+            down_block_types=["DownEncoderBlock2D"] * 2,
+            up_block_types=["UpDecoderBlock2D"] * 2,
+            latent_channels=4,
+            norm_num_groups=8,
+        )
+        settings = {"beta_schedule": "linear", "clip_sample": False, "prediction_type": self.prediction}
+        scheduler = getattr(diffusers, self.scheduler).from_config(settings)
+        awaken(unet)
+        adapter = diffusers.MotionAdapter(
+            block_out_channels=(32, 32), motion_layers_per_block=1, motion_norm_num_groups=8
+        )
+        pipe = diffusers.AnimateDiffPipeline(
+            vae.eval(), clip_text_encoder(tokenizer).eval(), tokenizer, unet.eval(), adapter, scheduler
+        )
+        pipe.set_progress_bar_config(disable=True)
+        yield pipe
+
+    def sample(self, host: Any, prompts: list[str], seed: int, **extra: Any) -> Tensor:
+        torch.manual_seed(seed)
+        settings = {"num_frames": 4, "height": 16, "width": 16, "num_inference_steps": 4, "output_type": "latent"}
+        return host(prompts, **{**settings, **self.options, **extra}).frames
+
+    def own_predictions(self, host: Any, prompts: list[str], seed: int) -> list[Tensor]:
+        predictions: list[Tensor] = []
+        step = host.scheduler.step
+
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            result = step(*args, **kwargs)
+            predictions.append(result.pred_original_sample)
+            return result
+
+        host.scheduler.step = noted
+        try:
+            self.sample(host, prompts, seed)
+        finally:
+            del host.scheduler.step
+        return predictions
+
+    def own_decode(self, host: Any, clean: Tensor) -> Tensor:
+        return host.decode_latents(clean)

@@ -1,0 +1,84 @@
+"""The diffusers adapter beyond the kit: schedulers, FreeNoise, gradients, refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from mp_hooks import backbones
+from mp_hooks.backbones.diffusers import alpha_bar
+from mp_hooks.errors import MotionPromptError
+from mp_hooks.testing.diffusers import WORDS, AnimateDiffCase, clip_tokenizer
+
+diffusers = pytest.importorskip("diffusers")
+CASE = AnimateDiffCase()
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Iterator[Any]:
+    with CASE.open() as pipe:
+        yield pipe
+
+
+@pytest.fixture(autouse=True)
+def _unpatched_afterwards(pipe: Any) -> Iterator[None]:
+    yield
+    backbones.remove_patch(pipe)
+
+
+@pytest.mark.parametrize(
+    "name", ["DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "PNDMScheduler", "LCMScheduler"]
+)
+def test_abar_is_that_of_the_schedule(name: str) -> None:
+    scheduler = getattr(diffusers, name).from_config({"beta_schedule": "linear"})
+    scheduler.set_timesteps(10)
+    for timestep in scheduler.timesteps:
+        expected = float(scheduler.alphas_cumprod[round(float(timestep))])
+        assert alpha_bar(scheduler, float(timestep)) == pytest.approx(expected, rel=0.02)
+
+
+def test_free_noise_is_guided(pipe: Any) -> None:
+    pipe.enable_free_noise(context_length=4, context_stride=2)
+    try:
+        vanilla = CASE.sample(pipe, CASE.prompts[0], seed=7, num_frames=8)
+        with backbones.motionprompt(pipe, CASE.config):
+            guided = CASE.sample(pipe, CASE.prompts[0], seed=7, num_frames=8)
+        assert guided.isfinite().all()
+        assert not torch.equal(guided, vanilla)
+        assert torch.equal(CASE.sample(pipe, CASE.prompts[0], seed=7, num_frames=8), vanilla)
+    finally:
+        pipe.disable_free_noise()
+
+
+def test_another_pipeline_of_the_class_is_left_alone(pipe: Any) -> None:
+    with CASE.open() as other:
+        vanilla = CASE.sample(other, CASE.prompts, seed=7)
+        with backbones.motionprompt(pipe, CASE.config):
+            assert torch.equal(CASE.sample(other, CASE.prompts, seed=7), vanilla)
+
+
+def test_a_pipelines_own_generator_gives_the_same_noise(pipe: Any) -> None:
+    """Outside the window nothing changes, so before it both runs are the same; the generators end alike."""
+    ends = []
+    for guided in (False, True):
+        generator = torch.Generator().manual_seed(3)
+        if guided:
+            backbones.apply_patch(pipe, CASE.config)
+        CASE.sample(pipe, CASE.prompts, seed=7, generator=generator, eta=1.0)
+        ends.append(generator.get_state())
+    assert torch.equal(*ends)
+
+
+def test_embeddings_in_place_of_a_prompt_are_refused_in_a_sentence(pipe: Any) -> None:
+    embeds = torch.zeros(1, 16, 32)
+    with backbones.motionprompt(pipe, CASE.config), pytest.raises(MotionPromptError, match="prompt as text"):
+        CASE.sample(pipe, None, seed=7, prompt_embeds=embeds, negative_prompt_embeds=embeds)
+
+
+def test_tiny_tokenizer_knows_its_words() -> None:
+    tokenizer = clip_tokenizer()
+    for word in WORDS:
+        assert len(tokenizer(word, add_special_tokens=False).input_ids) == 1
