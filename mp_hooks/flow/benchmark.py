@@ -1,28 +1,31 @@
-"""How far estimators are from flow that is known because we moved the frames ourselves."""
+"""How far estimators are off on motion that is known: real frames moved by an exact map."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
-from mp_hooks.flow.base import FlowEstimator
+from mp_hooks.errors import MotionPromptError
 from mp_hooks.video import find_videos, read_frames, video_info
 
 KINDS = ("translation", "rotation", "zoom")
-MAX_DISPLACEMENT = 8 / 128  # of the frame's side; reached in the corners by rotation and zoom
-MARGIN = 1 / 16  # of the frame's side: the scene is larger by this on each side, and errors this close do not count
+MARGIN = 1.25  # the source is this much larger than the frames, so that motion brings in real picture
+BORDER = 8  # pixels at the edge that no method is asked about
+
+Estimate = Callable[[Tensor, Tensor], Tensor]  # frames [1, 3, s, s] in [-1, 1], twice -> flow [1, 2, s, s]
 
 
 @dataclass(frozen=True)
 class KnownPair:
-    """Frames [1, 3, s, s] in [-1, 1], the flow between them [1, 2, s, s], and where it can be judged [s, s]."""
+    """Two frames [1, 3, s, s] in [-1, 1], the flow between them [1, 2, s, s], and where it is asked for [s, s]."""
 
     kind: str
     first: Tensor
@@ -30,113 +33,126 @@ class KnownPair:
     flow: Tensor
     valid: Tensor
 
-    def error(self, flow: Tensor) -> float:
-        """Mean end-point error in pixels, over pixels off the border that stay in the frame."""
-        return float((flow - self.flow).norm(dim=1)[0][self.valid].mean())
+
+@dataclass(frozen=True)
+class Result:
+    """Mean end-point error in pixels by kind of motion, and milliseconds a pair."""
+
+    error: dict[str, float]
+    forward: float
+    backward: float | None  # forward and backward; None where there is no gradient
 
 
-def known_pairs(folder: str | Path, count: int, size: int = 128, seed: int = 0) -> list[KnownPair]:
-    """`count` random warps of each kind, of random frames spread evenly over the videos below `folder`."""
-    generator = torch.Generator().manual_seed(seed)
+def random_motion(kind: str, size: int, greatest: float, generator: torch.Generator) -> Tensor:
+    """A 3x3 map of centred pixel coordinates that moves no pixel of the frame by more than `greatest`."""
+    length = greatest * float(torch.rand((), generator=generator))
+    angle = 2 * math.pi * float(torch.rand((), generator=generator))
+    sign = 1 if angle < math.pi else -1
+    radius = size / math.sqrt(2)  # of the corners
+    motion = torch.eye(3, dtype=torch.float64)
+    if kind == "translation":
+        motion[:2, 2] = length * torch.tensor([math.cos(angle), math.sin(angle)])
+    elif kind == "rotation":
+        turn = sign * length / radius
+        motion[:2, :2] = torch.tensor([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+    else:
+        motion[:2, :2] *= 1 + sign * length / radius
+    return motion
 
-    def uniform() -> float:
-        return torch.rand((), generator=generator).item()
 
+def known_pair(source: Tensor, size: int, kind: str, motion: Tensor) -> KnownPair:
+    """Two views of `source` [1, 3, S, S] such that a point at p in the first lies at motion(p) in the second.
+
+    Each view is resampled through half of the motion, so that no estimator profits from an unsampled frame.
+    """
+    half = _square_root(motion)
+    centre = (size - 1) / 2
+    axis = torch.arange(size, dtype=torch.float64) - centre
+    points = torch.stack([*torch.meshgrid(axis, axis, indexing="xy"), torch.ones(size, size, dtype=torch.float64)])
+    seen_first = torch.einsum("ij,jhw->ihw", half, points)[:2]
+    seen_second = torch.einsum("ij,jhw->ihw", torch.linalg.inv(half), points)[:2]
+    target = torch.einsum("ij,jhw->ihw", motion, points)[:2]
+    inside = target.abs().amax(0) <= centre
+    inside[:BORDER] = inside[-BORDER:] = False
+    inside[:, :BORDER] = inside[:, -BORDER:] = False
+    flow = (target - points[:2]).unsqueeze(0).float()
+    return KnownPair(kind, _sampled(source, seen_first), _sampled(source, seen_second), flow, inside)
+
+
+def known_pairs(
+    folder: str | Path, count: int, size: int = 128, greatest: float = 8.0, seed: int = 0
+) -> list[KnownPair]:
+    """`count` pairs of each kind of motion, from one frame of each of `count` videos of `folder`.
+
+    Raises MotionPromptError where the folder holds no readable video.
+    """
     videos = find_videos(folder)
+    generator = torch.Generator().manual_seed(seed)
     pairs = []
-    for index in range(count):
-        video = videos[index * len(videos) // count % len(videos)]
-        frame = int(uniform() * video_info(video).frames)
-        scene = read_frames(video, [frame], size=round(size * (1 + 2 * MARGIN))).float()
-        pairs += [known_pair(scene, size, kind, MAX_DISPLACEMENT * size * uniform(), uniform()) for kind in KINDS]
+    for number in tqdm(range(count), desc="frames", leave=False):
+        video = videos[number * len(videos) // count % len(videos)]
+        index = int(torch.randint(video_info(video).frames, (), generator=generator))
+        side = round(size * MARGIN)
+        frame = read_frames(video, [index], size=side).float() / 127.5 - 1
+        for kind in KINDS:
+            pairs.append(known_pair(frame, size, kind, random_motion(kind, size, greatest, generator)))
     return pairs
 
 
-def known_pair(scene: Tensor, size: int, kind: str, displacement: float, direction: float) -> KnownPair:
-    """Two views [size, size] of `scene` [1, 3, s, s] (0..255), the largest displacement given in pixels.
-
-    `direction` in 0..1: the angle of a translation in turns, else the sign. Each view is half the warp away from
-    the scene, so that both are equally blurred by (bicubic) sampling, and both are rounded to 8 bits.
-    """
-    turn = complex(math.cos(2 * math.pi * direction), math.sin(2 * math.pi * direction))
-    relative = math.copysign(displacement / (size / math.sqrt(2)), direction - 0.5)
-    # points of the plane as complex numbers about the centre: p moves to factor * p + shift
-    factor, shift = {
-        "translation": (1, displacement * turn),
-        "rotation": (complex(math.cos(relative), math.sin(relative)), 0),
-        "zoom": (1 + relative, 0),
-    }[kind]
-    axis = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
-    start = torch.complex(*torch.meshgrid(axis, axis, indexing="xy"))
-    end = factor * start + shift
-    half = complex(factor) ** 0.5
-    views = [_view(scene, place) for place in (half * start + shift / 2, (start - shift / 2) / half)]
-    flow = torch.view_as_real(end - start).permute(2, 0, 1)[None].float()
-    inner = (0.5 - MARGIN) * size
-    valid = (_reach(start) < inner) & (_reach(end) < size / 2)
-    valid &= _reach(half * start + shift / 2) <= (scene.shape[-1] - 1) / 2
-    return KnownPair(kind, *views, flow, valid)
+def measure(estimate: Estimate, pairs: Sequence[KnownPair], differentiable: bool = True) -> Result:
+    """End-point error of `estimate` on known pairs, averaged over pixels, then over pairs; and its time."""
+    errors: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    began = time.perf_counter()
+    with torch.no_grad():
+        for pair in pairs:
+            error = (estimate(pair.first, pair.second) - pair.flow).norm(dim=1)[0]
+            errors[pair.kind].append(float(error[pair.valid].mean()))
+    forward = (time.perf_counter() - began) / len(pairs) * 1e3
+    backward = _with_gradient(estimate, pairs[: len(KINDS)]) if differentiable else None
+    mean = {kind: sum(values) / len(values) for kind, values in errors.items()}
+    return Result({**mean, "all": sum(mean.values()) / len(mean)}, forward, backward)
 
 
-def _reach(place: Tensor) -> Tensor:
-    """Distance from the centre along the farther axis."""
-    return torch.maximum(place.real.abs(), place.imag.abs())
-
-
-def _view(scene: Tensor, place: Tensor) -> Tensor:
-    grid = torch.view_as_real(2 * place / scene.shape[-1])[None].float()
-    sampled = F.grid_sample(scene, grid, "bicubic", "border", align_corners=False)
-    return sampled.round().clamp(0, 255) / 127.5 - 1
-
-
-def farneback() -> Callable[[Tensor, Tensor], Tensor] | None:
-    """OpenCV's Farneback with the parameters of its documentation, frames to flow as ours; None without OpenCV."""
+def farneback() -> Estimate:
+    """OpenCV's dense flow with the settings of its own example; MotionPromptError where OpenCV is missing."""
     try:
         import cv2
-    except ImportError:
-        return None
-    cv2.setNumThreads(1)
-
-    def grey(frame: Tensor) -> object:
-        return cv2.cvtColor(((frame[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy(), cv2.COLOR_RGB2GRAY)
+    except ImportError as error:
+        raise MotionPromptError("Farneback needs OpenCV: pip install opencv-python-headless") from error
 
     def estimate(first: Tensor, second: Tensor) -> Tensor:
-        flow = cv2.calcOpticalFlowFarneback(grey(first), grey(second), None, 0.5, 3, 15, 3, 5, 1.2, 0)
-        return torch.from_numpy(flow).permute(2, 0, 1)[None]
+        grey = [
+            cv2.cvtColor(
+                ((frame[0] + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy(), cv2.COLOR_RGB2GRAY
+            )
+            for frame in (first, second)
+        ]
+        flow = cv2.calcOpticalFlowFarneback(
+            *grey, None, pyr_scale=0.5, levels=5, winsize=15, iterations=3, poly_n=5, poly_sigma=1.2, flags=0
+        )
+        return torch.from_numpy(flow).permute(2, 0, 1).unsqueeze(0)
 
     return estimate
 
 
-def errors(estimate: Callable[[Tensor, Tensor], Tensor], pairs: Iterable[KnownPair]) -> dict[str, float]:
-    """Mean end-point error in pixels by kind of warp, and over all of them."""
-    found: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    with torch.no_grad():
-        for pair in pairs:
-            found[pair.kind].append(pair.error(estimate(pair.first, pair.second)))
-    every = [error for kind in KINDS for error in found[kind]]
-    return {kind: sum(values) / len(values) for kind, values in {**found, "all": every}.items()}
-
-
-def forward_backward_ms(estimator: FlowEstimator, pair: KnownPair, repeats: int = 5) -> float:
-    """Milliseconds of a forward and a backward to both frames of one pair, the fastest of `repeats`."""
-
-    def once() -> None:
+def _with_gradient(estimate: Estimate, pairs: Sequence[KnownPair]) -> float:
+    began = time.perf_counter()
+    for pair in pairs:
         frames = [frame.clone().requires_grad_() for frame in (pair.first, pair.second)]
-        torch.autograd.grad(estimator(*frames).square().mean(), frames)
-
-    return _fastest_ms(once, repeats)
-
-
-def forward_ms(estimate: Callable[[Tensor, Tensor], Tensor], pair: KnownPair, repeats: int = 5) -> float:
-    """Milliseconds of a forward alone on one pair, the fastest of `repeats`."""
-    with torch.no_grad():
-        return _fastest_ms(lambda: estimate(pair.first, pair.second), repeats)
+        estimate(*frames).abs().mean().backward()
+    return (time.perf_counter() - began) / len(pairs) * 1e3
 
 
-def _fastest_ms(work: Callable[[], object], repeats: int) -> float:
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return 1000 * min(seconds)
+def _square_root(motion: Tensor) -> Tensor:
+    """The map that, done twice, is `motion` (a few Newton steps; motions here are near the identity)."""
+    root, other = motion.clone(), torch.eye(3, dtype=motion.dtype)
+    for _ in range(8):  # Denman-Beavers
+        root, other = (root + torch.linalg.inv(other)) / 2, (other + torch.linalg.inv(root)) / 2
+    return root
+
+
+def _sampled(source: Tensor, points: Tensor) -> Tensor:
+    """`source` [1, 3, S, S] at centred pixel coordinates [2, h, w], bicubic."""
+    side = source.shape[-1]
+    grid = (2 * points / side).permute(1, 2, 0).unsqueeze(0).float()
+    return F.grid_sample(source, grid, "bicubic", "border", align_corners=False).clamp(-1, 1)
