@@ -26,7 +26,7 @@ from mp_hooks.guidance.tokens import TextInput, initial_tokens, injected
 from mp_hooks.guidance.trace import Trace, peak_memory
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-SCALE_BACKOFF = 0.25  # after a non-finite float16 gradient
+SCALE_BACKOFF = 2.0**-4  # after a float16 gradient that was not finite; few updates, so few steps down
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ class MotionPrompt:
             )
         self.objective = Objective(flow, judge, config.lambda_disc, config.lambda_tv, config.lambda_reg)
         self.trace = Trace(config.trace)
+        self.loss_scale = config.loss_scale  # what a run learns of it holds for the next
         self._runs = 0
 
     def run(self, host: Host, prompts: Sequence[str]) -> Run:
@@ -112,7 +113,6 @@ class Run:
         self.initial = initial_tokens(host.text, host.word_ids(config.init_word), config.tokens)
         self.tokens = self.initial.expand(len(prompts), -1, -1).clone()
         self.skipped = 0
-        self._scale = config.loss_scale
         self._seed = torch.initial_seed() if config.seed is None else config.seed
         self._generator = torch.Generator().manual_seed(self._seed)  # the host's noise stays its own
         self._warned = False
@@ -160,7 +160,7 @@ class Run:
             pairs = draw_pairs(step.frames, config.pairs, config.min_interval, config.max_interval, self._generator)
             corner = torch.rand(config.pairs, generator=self._generator)
             loss = self._loss(step, tokens, pairs, corner)
-            scale = self._scale if _runs_in_half(step.latents) else 1.0
+            scale = self.method.loss_scale if _runs_in_half(step.latents) else 1.0
             (gradient,) = torch.autograd.grad(loss.total.sum() * scale, tokens)
             gradient = gradient / scale
             # a sample whose gradient is not finite keeps its tokens; the others go on
@@ -173,8 +173,17 @@ class Run:
                 tokens.copy_(tokens.where(keep, before))
             if not finite.all():
                 self.skipped += int((~finite).sum())
-                self._scale = max(self._scale * SCALE_BACKOFF, 1.0)
-            self._record(step, iteration, pairs, loss, tokens.detach(), gradient, finite, time.perf_counter() - began)
+                self.method.loss_scale = max(self.method.loss_scale * SCALE_BACKOFF, 1.0)
+            self._record(
+                step,
+                iteration,
+                pairs,
+                loss,
+                tokens.detach(),
+                gradient=gradient,
+                updated=finite,
+                seconds=time.perf_counter() - began,
+            )
         self.tokens = tokens.detach()
 
     def _loss(self, step: Step, tokens: Tensor, pairs: Tensor, corner: Tensor) -> Loss:
@@ -210,8 +219,9 @@ class Run:
         pairs: Tensor,
         loss: Loss,
         tokens: Tensor,
+        *,
         gradient: Tensor,
-        finite: Tensor,
+        updated: Tensor,
         seconds: float,
     ) -> None:
         cosine = torch.cosine_similarity(tokens, self.initial.expand_as(tokens), dim=-1).mean(1)
@@ -230,8 +240,8 @@ class Run:
             phi=loss.phi.tolist(),
             cosine=cosine.tolist(),
             gradient=gradient.flatten(1).norm(dim=1).tolist(),
-            updated=finite.tolist(),
-            loss_scale=self._scale if _runs_in_half(step.latents) else 1.0,
+            updated=updated.tolist(),
+            loss_scale=self.method.loss_scale,
             seconds=round(seconds, 4),
             peak_memory=peak_memory(step.latents.device),
         )

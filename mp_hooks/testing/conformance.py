@@ -99,7 +99,7 @@ class ConformanceSuite:
         backbones.apply_patch(host, self.case.config)
         again, repeated = self.guided(host)
         assert torch.equal(again, on)
-        assert [len(run.losses) for run in repeated.runs] == [len(run.losses) for run in method.runs]
+        assert [len(run.gradients) for run in repeated.runs] == [len(run.gradients) for run in method.runs]
 
     def test_remove_restores_the_very_objects(self, host: Any) -> None:
         before = self.stored(host)
@@ -222,11 +222,11 @@ class Recorder(MotionPrompt):
 class RecordedRun(Run):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.losses: list[Any] = []
+        self.gradients: list[Tensor] = []
 
-    def _loss(self, *args: Any) -> Any:
-        self.losses.append(super()._loss(*args))
-        return self.losses[-1]
+    def _record(self, *args: Any, gradient: Tensor, **kwargs: Any) -> None:
+        self.gradients.append(gradient)
+        super()._record(*args, gradient=gradient, **kwargs)
 
 
 class Probe(Recorder):

@@ -1,0 +1,132 @@
+"""The method under bad numbers and in half precision, on a real (tiny) pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mp_hooks import backbones
+from mp_hooks.guidance import MotionPromptConfig
+from mp_hooks.guidance.objective import Loss
+from mp_hooks.guidance.trace import read_trace
+from mp_hooks.testing.conformance import Recorder, patched
+from mp_hooks.testing.diffusers import AnimateDiffCase
+
+CASE = AnimateDiffCase()
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Iterator[Any]:
+    with CASE.open() as pipe:
+        yield pipe
+
+
+def guided(pipe: Any, config: MotionPromptConfig, spoil: Any = None) -> tuple[torch.Tensor, Recorder]:
+    method = Recorder(config)
+    with patched(pipe, method):
+        if spoil is not None:
+            method.objective = spoil(method.objective)
+        return CASE.sample(pipe, CASE.prompts, seed=7), method
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_sample_whose_loss_is_not_finite_keeps_its_tokens(pipe: Any, tmp_path: Path, value: float) -> None:
+    def spoil(objective: Any) -> Any:
+        def spoiled(*args: Any) -> Loss:
+            loss = objective(*args)
+            return replace(loss, total=loss.total * torch.tensor([value, 1.0]))
+
+        return spoiled
+
+    with pytest.warns(UserWarning, match="4 token updates were not finite"):
+        latents, method = guided(pipe, replace(CASE.config, trace=str(tmp_path / "trace.jsonl")), spoil)
+    run = method.runs[0]
+    assert latents.isfinite().all()
+    assert torch.equal(run.tokens[0], run.initial)
+    assert not torch.equal(run.tokens[1], run.initial)
+    records = [record for record in read_trace(tmp_path / "trace.jsonl") if record["event"] == "iteration"]
+    assert [record["updated"] for record in records] == [[False, True]] * 4
+
+
+def test_text_that_is_not_finite_never_reaches_the_host(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broken encoding of sample 0 leaves that sample to its own prompt."""
+    adapter = type(backbones.adapter_for(pipe))
+    encode = adapter.encode
+
+    def broken(self: Any, prompts: list[str]) -> torch.Tensor:
+        return encode(self, prompts) * torch.tensor([float("nan"), 1.0]).view(2, 1, 1)
+
+    vanilla = CASE.sample(pipe, CASE.prompts, seed=7)
+    monkeypatch.setattr(adapter, "encode", broken)
+    with pytest.warns(UserWarning, match="not finite"):
+        latents, _ = guided(pipe, CASE.config)
+    assert latents.isfinite().all()
+    torch.testing.assert_close(latents[0], vanilla[0], rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(latents[1], vanilla[1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.fixture
+def half(pipe: Any) -> Iterator[Any]:
+    yield pipe.to(torch.float16)
+    pipe.to(torch.float32)
+
+
+def test_gradient_in_float16_is_close_to_that_in_float32(pipe: Any) -> None:
+    """At the first guided step, before the two runs part."""
+    config = replace(CASE.config, iterations=1, loss_scale=2.0**12)
+    gradients = []
+    for dtype in (torch.float32, torch.float16):
+        pipe.to(dtype)
+        _, method = guided(pipe, config)
+        gradients.append(method.runs[0].gradients[0].flatten(1).double())
+    pipe.to(torch.float32)
+    assert (torch.cosine_similarity(*gradients) > 0.9).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*not finite")
+def test_a_loss_scale_that_overflows_comes_down_and_stays_down(half: Any) -> None:
+    method = Recorder(replace(CASE.config, loss_scale=2.0**24))
+    with patched(half, method):
+        for _ in range(2):
+            assert CASE.sample(half, CASE.prompts, seed=7).isfinite().all()
+    assert method.loss_scale < 2.0**24
+    assert method.runs[0].skipped > method.runs[1].skipped
+
+
+def test_every_sampling_starts_from_the_initial_tokens(pipe: Any) -> None:
+    with backbones.motionprompt(pipe, CASE.config):
+        first, second = (CASE.sample(pipe, CASE.prompts, seed=7) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_several_tokens_at_the_front(pipe: Any) -> None:
+    latents, method = guided(pipe, replace(CASE.config, tokens=3, placement="front"))
+    run = method.runs[0]
+    assert run.tokens.shape == (2, 3, 32)
+    assert latents.isfinite().all()
+    assert ((run.tokens - run.initial).norm(dim=-1) > 0).all()
+
+
+def test_more_pairs_and_other_optimisers_run(pipe: Any) -> None:
+    for optimizer in ("adamw", "sgd"):
+        latents, method = guided(pipe, replace(CASE.config, optimizer=optimizer, pairs=2))
+        assert latents.isfinite().all()
+        assert not torch.equal(method.runs[0].tokens[0], method.runs[0].initial)
+
+
+def test_the_same_seed_gives_the_same_video_and_trace(pipe: Any, tmp_path: Path) -> None:
+    results = []
+    for name in ("a", "b"):
+        path = tmp_path / f"{name}.jsonl"
+        latents, _ = guided(pipe, replace(CASE.config, trace=str(path), seed=3))
+        fields = ("pairs", "loss", "phi", "cosine", "gradient")
+        results.append((latents, [[record.get(field) for field in fields] for record in read_trace(path)]))
+    assert torch.equal(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1]
+    other, _ = guided(pipe, replace(CASE.config, seed=4))
+    assert not torch.equal(other, results[0][0]), "another seed draws other frame pairs"
