@@ -1,13 +1,18 @@
-"""A flow estimator without weights: coarse-to-fine Lucas-Kanade with a smoothness prior, differentiable throughout.
+"""A flow estimator without weights: coarse-to-fine, locally windowed, globally smoothed.
 
-Lucas and Kanade (1981) in a pyramid (Bouguet 2000), on locally normalised brightness so that a change of light is no
-motion, gradients averaged over both frames, and each update pulled towards the smoothed flow so that places without
-texture follow their neighbours. Numbers were chosen on known warps of real frames: `motionprompt flow bench`.
+Each step of each pyramid level linearises first(p) = second(p + f(p)) about the flow so far and solves, per pixel,
+
+    min over f of   G * w (grad . (f - f_old) + residual)^2  +  lambda |f - G * f_old|^2
+
+in closed form. G is a Gaussian window: the first term is Lucas and Kanade's (1981), the second draws the flow to
+the mean of its neighbourhood as Horn and Schunck's (1981) does, so that it is filled in where there is no texture;
+for the two together see Bruhn, Weickert and Schnoerr (IJCV 2005). The images compared are the colour channels with
+local mean and contrast normalised, which makes a change of light, and flicker, harmless. w leaves out what moved
+out of the frame and turns down what does not match, occlusions first of all (Black and Anandan's Lorentzian, 1996).
 """
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import torch
@@ -18,95 +23,99 @@ from mp_hooks.errors import MotionPromptError
 from mp_hooks.flow.base import FlowEstimator, register_flow
 from mp_hooks.flow.warping import warp
 
-COARSEST = 8  # pixels of the shorter side at the top of the pyramid
-UPDATES = 4  # Gauss-Newton updates a level
-WINDOW = 3.0  # sigma in pixels of the window that shares one motion
-NEIGHBOURHOOD = 2.0  # sigma in pixels of the brightness normalisation
-NOISE = 0.02  # standard deviation of brightness, of a range of 1, below which texture counts as noise
-SMOOTHING = 3.0  # sigma in pixels of the flow that updates are pulled to
-PRIOR = 1e-2  # strength of that pull, against squared normalised gradients
-LUMA = (0.299, 0.587, 0.114)  # Rec. 601
-
-
-class PyramidFlow(FlowEstimator):
-    """Lucas-Kanade over a Gaussian pyramid; flow up to an eighth of the frame or so."""
-
-    name = "pyramid"
-
-    def estimate(self, first: Tensor, second: Tensor) -> Tensor:
-        flow = None
-        for one, two in zip(_levels(_luma(first)), _levels(_luma(second)), strict=True):
-            one, two = _normalised(one), _normalised(two)
-            flow = _resized(flow, one)
-            for _ in range(UPDATES):
-                flow = _update(one, two, flow)
-        return flow
+COARSEST_SIDE = 8  # pixels: no level has a shorter side
+STEPS, FINEST_STEPS = 6, 3  # linearisations on each level; the finest, which costs most, starts closest
+WINDOW = 3.0  # standard deviation of G in pixels of each level
+CONTRAST_WINDOW = 1.5  # of the window over which mean and contrast are normalised
+CONTRAST_FLOOR = 0.02  # contrast, of 2 from black to white, below which texture counts as noise
+SMOOTHNESS = 1e-2  # lambda
+MISMATCH = 0.5  # residual, in units of local contrast, at which the robust weight has fallen to a half
 
 
 @register_flow("pyramid")
-def build(weights: str | Path | None) -> PyramidFlow:
-    """The estimator; it takes no weights."""
-    if weights is not None:
-        raise MotionPromptError(f"the flow estimator 'pyramid' has no weights; leave out {weights}")
-    return PyramidFlow()
+class Pyramid(FlowEstimator):
+    """The weight-free estimator; deterministic, and its gradient is finite everywhere, on constant frames too."""
+
+    name = "pyramid"
+
+    def __init__(self, weights: str | Path | None = None) -> None:
+        super().__init__()
+        if weights is not None:
+            raise MotionPromptError(f"the flow 'pyramid' has no weights; leave out {weights} or name another estimator")
+
+    def estimate(self, first: Tensor, second: Tensor) -> Tensor:
+        levels = list(zip(_pyramid(first), _pyramid(second), strict=True))
+        flow = first.new_zeros(len(first), 2, *levels[-1][0].shape[2:])
+        for depth, (x, y) in reversed(list(enumerate(levels))):
+            flow = _resize_flow(flow, x.shape[2:])
+            contrast, window = (_Gaussian(x, sigma) for sigma in (CONTRAST_WINDOW, WINDOW))
+            x, y = _normalise(x, contrast), _normalise(y, contrast)
+            for _ in range(STEPS if depth else FINEST_STEPS):
+                flow = _step(x, y, flow, window)
+        return flow
 
 
-def _luma(frames: Tensor) -> Tensor:
-    return (frames * frames.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True) / 2
+class _Gaussian:
+    """Gaussian blur of images [..., h, w] by one matrix a side, renormalised at the border.
+
+    On CPU the backward of two matrix products is several times faster than that of two convolutions.
+    """
+
+    def __init__(self, like: Tensor, sigma: float) -> None:
+        self.rows, self.columns = (self._matrix(side, sigma, like) for side in like.shape[2:])
+
+    @staticmethod
+    def _matrix(side: int, sigma: float, like: Tensor) -> Tensor:
+        place = torch.arange(side, device=like.device, dtype=like.dtype)
+        return torch.softmax(-((place[:, None] - place) ** 2) / (2 * sigma**2), dim=1)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return self.rows @ (image @ self.columns.T)
 
 
-def _levels(image: Tensor) -> list[Tensor]:
-    """The image at halved sizes, smallest first."""
+def _pyramid(image: Tensor) -> list[Tensor]:
+    """The image and its halvings, finest first."""
     levels = [image]
-    while min(levels[-1].shape[-2:]) >= 2 * COARSEST:
-        size = [math.ceil(side / 2) for side in levels[-1].shape[-2:]]
-        levels.append(F.interpolate(levels[-1], size, mode="bilinear", antialias=True, align_corners=False))
-    return levels[::-1]
+    while min(levels[-1].shape[2:]) >= 2 * COARSEST_SIDE:
+        half = [(side + 1) // 2 for side in levels[-1].shape[2:]]
+        levels.append(F.interpolate(levels[-1], half, mode="bilinear", align_corners=False, antialias=True))
+    return levels
 
 
-def _normalised(image: Tensor) -> Tensor:
-    """Brightness relative to its neighbourhood, in standard deviations."""
-    image = image - _blurred(image, NEIGHBOURHOOD)
-    return image / (_blurred(image.square(), NEIGHBOURHOOD) + NOISE**2).sqrt()
+def _resize_flow(flow: Tensor, size: torch.Size) -> Tensor:
+    scale = flow.new_tensor([size[1] / flow.shape[3], size[0] / flow.shape[2]]).view(2, 1, 1)
+    return scale * F.interpolate(flow, size, mode="bilinear", align_corners=False)
 
 
-def _resized(flow: Tensor | None, image: Tensor) -> Tensor:
-    """The flow of the level above on this image's grid, in this grid's pixels; zero at the top."""
-    height, width = image.shape[-2:]
-    if flow is None:
-        return image.new_zeros(len(image), 2, height, width)
-    scale = flow.new_tensor([width / flow.shape[-1], height / flow.shape[-2]]).view(1, 2, 1, 1)
-    return F.interpolate(flow, (height, width), mode="bilinear", align_corners=False) * scale
+def _normalise(image: Tensor, blur: _Gaussian) -> Tensor:
+    """Each colour channel with local mean 0 and local standard deviation 1, noise aside."""
+    centred = image - blur(image)
+    return centred / (blur(centred**2) + CONTRAST_FLOOR**2).sqrt()
 
 
-def _update(one: Tensor, two: Tensor, flow: Tensor) -> Tensor:
-    """The flow that minimises, in each window, |two(p + f) - one(p)|^2 linearised at `flow` + PRIOR |f - smooth|^2."""
-    warped = warp(two, flow, "bicubic")
-    x, y = ((a + b) / 2 for a, b in zip(_gradient(one), _gradient(warped), strict=True))
-    difference = warped - one
-    products = torch.cat([x * x, x * y, y * y, x * difference, y * difference], 1)
-    xx, xy, yy, xd, yd = _blurred(products, WINDOW).split(1, 1)
-    smooth = _blurred(flow, SMOOTHING)
-    u, v = (smooth - flow).split(1, 1)
-    right, down = xd + xx * u + xy * v, yd + xy * u + yy * v
-    xx, yy = xx + PRIOR, yy + PRIOR
-    step = torch.cat([yy * right - xy * down, xx * down - xy * right], 1) / (xx * yy - xy * xy)
-    return smooth - step
+def _step(x: Tensor, y: Tensor, flow: Tensor, blur: _Gaussian) -> Tensor:
+    """The minimiser, per pixel, of the energy above; x, y [b, 3, h, w] normalised, flow [b, 2, h, w]."""
+    warped = warp(y, flow, "bicubic")
+    residual = warped - x
+    gy, gx = torch.gradient((x + warped) / 2, dim=(2, 3))
+    weight = _inside(flow) / (1 + (residual / MISMATCH) ** 2)
+    products = torch.stack([gx * gx, gx * gy, gy * gy, gx * residual, gy * residual], 1)
+    xx, xy, yy, xr, yr = blur((weight[:, None] * products).sum(2)).unbind(1)
+
+    mean = blur(flow)
+    to_mean_x, to_mean_y = (mean - flow).unbind(1)
+    slope_x = xr + xx * to_mean_x + xy * to_mean_y
+    slope_y = yr + xy * to_mean_x + yy * to_mean_y
+    xx, yy = xx + SMOOTHNESS, yy + SMOOTHNESS
+    determinant = xx * yy - xy * xy  # at least SMOOTHNESS squared
+    return mean - torch.stack([yy * slope_x - xy * slope_y, xx * slope_y - xy * slope_x], 1) / determinant[:, None]
 
 
-def _gradient(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Central differences in x and y, the border repeated."""
-    padded = F.pad(image, (1, 1, 1, 1), mode="replicate")
-    x = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
-    y = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
-    return x, y
-
-
-def _blurred(image: Tensor, sigma: float) -> Tensor:
-    """Separable Gaussian blur of each channel, the border repeated."""
-    radius = math.ceil(2.5 * sigma)
-    offsets = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
-    kernel = torch.softmax(-offsets.square() / (2 * sigma**2), 0)
-    planes = F.pad(image, (radius,) * 4, mode="replicate").flatten(0, 1).unsqueeze(1)
-    planes = F.conv2d(F.conv2d(planes, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
-    return planes.view(image.shape)
+def _inside(flow: Tensor) -> Tensor:
+    """1 where p + flow(p) lies in the frame, falling to 0 within a pixel outside it; [b, 1, h, w]."""
+    height, width = flow.shape[2:]
+    x = flow[:, :1] + torch.arange(width, device=flow.device)
+    y = flow[:, 1:] + torch.arange(height, device=flow.device)[:, None]
+    outside_x = F.relu(-x) + F.relu(x - (width - 1))
+    outside_y = F.relu(-y) + F.relu(y - (height - 1))
+    return F.relu(1 - outside_x) * F.relu(1 - outside_y)
