@@ -103,6 +103,12 @@ def test_insertion_keeps_length_and_ends_every_prompt(prompt: list[int], count: 
     assert kept[: len(prompt) - lost + 2] == [START, *prompt[: len(prompt) - lost], END]
 
 
+def test_more_tokens_than_the_context_holds_are_one_sentence() -> None:
+    with pytest.raises(MotionPromptError, match="context of 8"):
+        insert_slots(ids([1]), text_input(), 7, "end")
+    insert_slots(ids([1]), text_input(), 6, "end")
+
+
 def test_an_encoder_without_start_token() -> None:
     text = TextInput(nn.Embedding(100, 8), end=END)
     new, slots, _ = insert_slots(torch.tensor([[5, 6, END, 0, 0]]), text, 1, "front")

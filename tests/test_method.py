@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mp_hooks import backbones
+from mp_hooks.errors import MotionPromptError
 from mp_hooks.guidance import MotionPromptConfig
 from mp_hooks.guidance.objective import Loss
 from mp_hooks.guidance.trace import read_trace
@@ -102,6 +103,11 @@ def test_every_sampling_starts_from_the_initial_tokens(pipe: Any) -> None:
     with backbones.motionprompt(pipe, CASE.config):
         first, second = (CASE.sample(pipe, CASE.prompts, seed=7) for _ in range(2))
     assert torch.equal(first, second)
+
+
+def test_a_word_that_is_none_is_one_sentence(pipe: Any) -> None:
+    with pytest.raises(MotionPromptError, match="init_word"):
+        guided(pipe, replace(CASE.config, init_word=" "))
 
 
 def test_several_tokens_at_the_front(pipe: Any) -> None:

@@ -11,7 +11,7 @@ from mp_hooks.errors import MotionPromptError
 from mp_hooks.files import replacing
 
 PLACEMENTS = ("end", "front")
-OPTIMIZERS = ("adam", "adamw", "sgd")
+OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}  # name: class in torch.optim
 
 
 def _option(default: Any, help: str, **limits: Any) -> Any:

@@ -19,13 +19,12 @@ from tqdm import tqdm
 from mp_hooks.discriminator import FlowDiscriminator, default_discriminator
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.flow import load_flow
-from mp_hooks.guidance.config import MotionPromptConfig
+from mp_hooks.guidance.config import OPTIMIZERS, MotionPromptConfig
 from mp_hooks.guidance.objective import Loss, Objective
 from mp_hooks.guidance.schedule import draw_pairs, guided_window
 from mp_hooks.guidance.tokens import TextInput, initial_tokens, injected
 from mp_hooks.guidance.trace import Trace, peak_memory
 
-OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 SCALE_BACKOFF = 2.0**-4  # after a float16 gradient that was not finite; few updates, so few steps down
 
 
@@ -34,7 +33,8 @@ class Step:
     """One call of the host's sampler step, as the host is about to make it.
 
     latents: z_t [b, c, t, h, w]. conditioning: the host's own text rows [b, l, d]. index counts up from 0, the step
-    from pure noise, to total - 1. timestep is the model's. call: whatever the adapter needs to make the call again.
+    from pure noise, to total - 1. timestep is the model's. frames: t, of the clip as it will be decoded. call: whatever
+    the adapter needs to make the call again.
     """
 
     latents: Tensor
@@ -110,7 +110,10 @@ class Run:
     def __init__(self, method: MotionPrompt, host: Host, prompts: list[str], number: int) -> None:
         self.method, self.host, self.prompts, self.number = method, host, prompts, number
         self.config = config = method.config
-        self.initial = initial_tokens(host.text, host.word_ids(config.init_word), config.tokens)
+        word = host.word_ids(config.init_word)
+        if not word:
+            raise MotionPromptError(f"init_word '{config.init_word}' is nothing to the host's tokenizer; give a word")
+        self.initial = initial_tokens(host.text, word, config.tokens)
         self.tokens = self.initial.expand(len(prompts), -1, -1).clone()
         self.skipped = 0
         self._seed = torch.initial_seed() if config.seed is None else config.seed
@@ -154,7 +157,7 @@ class Run:
         """K updates of T; a fresh optimiser each step, T carried over."""
         config = self.config
         tokens = self.tokens.detach().requires_grad_()
-        optimizer = OPTIMIZERS[config.optimizer]([tokens], lr=config.learning_rate)
+        optimizer = getattr(torch.optim, OPTIMIZERS[config.optimizer])([tokens], lr=config.learning_rate)
         for iteration in range(config.iterations):
             began = time.perf_counter()
             pairs = draw_pairs(step.frames, config.pairs, config.min_interval, config.max_interval, self._generator)
@@ -182,6 +185,7 @@ class Run:
                 tokens.detach(),
                 gradient=gradient,
                 updated=finite,
+                loss_scale=scale,
                 seconds=time.perf_counter() - began,
             )
         self.tokens = tokens.detach()
@@ -222,6 +226,7 @@ class Run:
         *,
         gradient: Tensor,
         updated: Tensor,
+        loss_scale: float,
         seconds: float,
     ) -> None:
         cosine = torch.cosine_similarity(tokens, self.initial.expand_as(tokens), dim=-1).mean(1)
@@ -241,7 +246,7 @@ class Run:
             cosine=cosine.tolist(),
             gradient=gradient.flatten(1).norm(dim=1).tolist(),
             updated=updated.tolist(),
-            loss_scale=self.method.loss_scale,
+            loss_scale=loss_scale,
             seconds=round(seconds, 4),
             peak_memory=peak_memory(step.latents.device),
         )

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mp_hooks.errors import MotionPromptError
+
 
 @dataclass(frozen=True)
 class TextInput:
@@ -46,10 +48,14 @@ def insert_slots(ids: Tensor, text: TextInput, count: int, placement: str) -> tu
     Returns:
         the new ids [b, l] (slots hold the end id until T overwrites their embedding), the slots as bool [b, l],
         and how many tokens the fullest prompt lost because the context had no room left.
+
+    Raises MotionPromptError when the context has no room for the tokens themselves.
     """
     rows, slots, lost = [], torch.zeros_like(ids, dtype=torch.bool), 0
     length = ids.shape[1]
     head = 0 if text.start is None else 1
+    if count > length - head - 1:
+        raise MotionPromptError(f"{count} learnable tokens do not fit the host's text context of {length}; use fewer")
     for number, row in enumerate(ids):
         ends = (row == text.end).nonzero()
         end = int(ends[0]) if len(ends) else length
