@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,9 @@ from torch import Tensor
 
 from mp_hooks.cli.main import main
 from mp_hooks.discriminator import DiscriminatorConfig, FlowDiscriminator, default_discriminator
-from mp_hooks.discriminator.data import Clip, find_clips, split_by_video, splits_by_source
+from mp_hooks.discriminator.data import Clip, ClipFacts, FlowData, find_clips, split_by_video, splits_by_source
 from mp_hooks.discriminator.evaluation import auc
-from mp_hooks.discriminator.train import flip
+from mp_hooks.discriminator.train import Training, TrainingConfig, fit, flip
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.flow import load_flow, warp
 from mp_hooks.video import write_video
@@ -26,6 +27,15 @@ def field(size: int, turns: float = 1.0) -> Tensor:
     axis = (torch.arange(size) + 0.5) / size * 2 * torch.pi * turns
     x, y = torch.meshgrid(axis, axis, indexing="xy")
     return torch.stack([y.sin(), x.cos()]).unsqueeze(0) * 0.05 * size
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Fields this small only wait for each other on more threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -192,7 +202,19 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(videos: Path, out: Path, epochs: int) -> list[str]:
     folders = ["--real", str(videos / "real"), "--fake", str(videos / "fake"), "--out", str(out)]
-    return ["discriminator", "train", *folders, "--flow-size", "64", "--pairs", "8", "--epochs", str(epochs)]
+    return [
+        "discriminator",
+        "train",
+        *folders,
+        "--flow-size",
+        "64",
+        "--image-size",
+        "32",
+        "--pairs",
+        "4",
+        "--epochs",
+        str(epochs),
+    ]
 
 
 def test_training_from_the_command_line_learns_and_resumes(
@@ -213,8 +235,45 @@ def test_training_from_the_command_line_learns_and_resumes(
     assert f"{report['by_video']['auc']:.3f}" in output
     assert (out / "README.md").is_file()
     evaluate = ["discriminator", "eval", str(out), "--real", str(videos / "real"), "--fake", str(videos / "fake")]
-    assert main(evaluate) == 0
+    assert main([*evaluate, "--pairs", "1"]) == 0
     assert "AUC" in capsys.readouterr().out
+
+
+def test_an_interrupted_training_ends_where_an_unbroken_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    flow = torch.randn(96, 2, 32, 32, generator=generator).half()
+    facts = [ClipFacts(8.0, 32, 32, 0.125, 1.0)] * 24
+    data = FlowData(flow, torch.arange(24).repeat_interleave(4), clips(), facts)
+    train, held_out = split_by_video(data.clips)
+    config = TrainingConfig(epochs=3, batch=32)
+    unbroken = fit(data, train, held_out, TINY, config, tmp_path / "unbroken")
+
+    start = Training.on_train_epoch_start
+
+    def killed(self: Training) -> None:
+        if self.current_epoch == 2:
+            raise RuntimeError("killed")
+        start(self)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(Training, "on_train_epoch_start", killed)
+        fit(data, train, held_out, TINY, config, tmp_path / "broken")
+    resumed = fit(data, train, held_out, TINY, config, tmp_path / "broken")
+    for name, value in unbroken.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value, msg=name)
+
+
+def test_confounds_are_tabled_before_and_after(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = ["--real", str(videos / "real"), "--fake", str(videos / "fake"), "--out", str(tmp_path)]
+    assert main(["discriminator", "confounds", *folders, "--flow-size", "32", "--pairs", "2", "--epochs", "1"]) == 0
+    assert (tmp_path / "confounds.md").read_text() in capsys.readouterr().out
+    tables = json.loads((tmp_path / "confounds.json").read_text())
+    for rows in tables.values():
+        assert all(set(cells) == {"native", "equalised"} for cells in rows.values())
 
 
 @pytest.mark.parametrize("fault", ["missing", "empty", "unreadable", "excluded"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 
@@ -75,22 +75,18 @@ def _positive(text: str) -> int:
 
 def _configurations(args: argparse.Namespace) -> dict:
     """The three configurations of a training, and the backbone's weights, from the command line."""
-    from mp_hooks.discriminator.data import FlowSettings
+    from mp_hooks.discriminator.data import settings_of
     from mp_hooks.discriminator.model import DiscriminatorConfig
     from mp_hooks.discriminator.train import TrainingConfig
 
-    size = args.image_size or (64 if args.backbone == "small" else 224)
-    settings = FlowSettings(
-        flow_size=args.flow_size, stored_size=min(size, args.flow_size), pairs_per_clip=args.pairs, seed=args.seed
-    )
-    shared = {field.name for field in fields(FlowSettings)} & {field.name for field in fields(DiscriminatorConfig)}
     config = DiscriminatorConfig(
         backbone=args.backbone,
-        image_size=size,
+        image_size=args.image_size or (64 if args.backbone == "small" else 224),
         normalise=args.normalise,
         flow=args.flow,
-        **{name: getattr(settings, name) for name in shared},
+        flow_size=args.flow_size,
     )
+    settings = replace(settings_of(config), pairs_per_clip=args.pairs, seed=args.seed)
     return {
         "config": config,
         "settings": settings,
@@ -109,9 +105,11 @@ def _train(args: argparse.Namespace) -> int:
         args.real, args.fake, args.out, **_configurations(args), by_source=args.by_source, resume=args.resume
     )
     print(f"held out by video: {Score(**report['by_video'])}")
-    print(f"trivial floor:     {Score(**report['by_video_floor'])}")
+    print(f"regression on mean flow and total variation: {Score(**report['by_video_floor'])}")
+    print(f"regression on their ratio: {Score(**report['by_video_scale_free_floor'])}")
     for name, score in report.get("by_source", {}).items():
         print(f"{name} left out: {Score(**score)}")
+        print(f"{name} left out, regression: {Score(**report['by_source_floor'][name])}")
     print(Usefulness(**report["usefulness"]))
     print(f"judge and model card in {args.out}")
     return 0

@@ -15,8 +15,10 @@ CARD_FILE = "README.md"
 def write_card(folder: Path, config: DiscriminatorConfig, data: FlowData, report: dict) -> None:
     """Write README.md beside a judge, from its configuration, data and report."""
     by_source = "".join(
-        f"| generated source {name} left out, real test clips from the smaller collections | {_score(score)} |\n"
-        for name, score in report.get("by_source", {}).items()
+        f"| {name} left out | {_score(score)} |\n| {name} left out, regression | {_score(floor)} |\n"
+        for (name, score), floor in zip(
+            report.get("by_source", {}).items(), report.get("by_source_floor", {}).values(), strict=True
+        )
     )
     useful = report["usefulness"]
     with replacing(folder / CARD_FILE) as path:
@@ -41,12 +43,16 @@ borders and of pairs without motion.
 Where a licence allows research only, or is not stated, the judge trained on the clips is for research.
 
 ## Held-out results
-AUC with its 95 % interval, bootstrapped over clips.
+AUC with its 95 % interval, bootstrapped over clips. "Regression" is a logistic regression on two trivial numbers, mean
+flow and total variation; "scale-free" leaves it only their ratio, since a judge of `magnitude` normalisation does not
+see how far things move. "Left out" splits by source: the judge never saw that generator, and the real clips it is
+tested on are those of every collection but the largest.
 
 | split | AUC per flow field | AUC per clip | balanced accuracy |
 |---|---|---|---|
 | by video | {_score(report["by_video"])} |
-| by video, logistic regression on mean flow and total variation | {_score(report["by_video_floor"])} |
+| by video, regression | {_score(report["by_video_floor"])} |
+| by video, scale-free regression | {_score(report["by_video_scale_free_floor"])} |
 {by_source}
 On held-out generated flow, phi has median {useful["phi_50"]:.2f} (5-95 %: {useful["phi_05"]:.2f} to
 {useful["phi_95"]:.2f}); the gradient of log(1 - phi) with respect to the flow in units of its RMS has median norm

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from mp_hooks.discriminator.data import FlowData, FlowSettings, cached_flow, find_clips, split_by_video
+from mp_hooks.discriminator.data import (
+    FlowData,
+    FlowSettings,
+    cached_flow,
+    find_clips,
+    split_by_video,
+    splits_by_source,
+)
 from mp_hooks.discriminator.evaluation import auc, judge, score, trivial_floor, trivial_statistics
-from mp_hooks.discriminator.model import DiscriminatorConfig
+from mp_hooks.discriminator.model import NORMALISATIONS, DiscriminatorConfig
 from mp_hooks.discriminator.train import TrainingConfig, fit
 from mp_hooks.files import replacing
 from mp_hooks.flow import load_flow
 
 STATES = {"native": False, "equalised": True}
+SINGLE = "single confound, AUC over clips"
+JUDGES = "AUC per flow field [95 %], held out by video unless a source is left out"
+STRATA = "AUC of the judge on generated clips that share a confound"
 
 
 def measure_confounds(
@@ -32,34 +43,50 @@ def measure_confounds(
     flow_weights: str | Path | None = None,
     pretrained: bool | str | Path = False,
 ) -> str:
-    """Two tables as text, also written to confounds.json and confounds.md in `out`.
+    """Three tables as text, also written to confounds.json and confounds.md in `out`.
 
-    The first has the AUC of every single confound over all clips, the second that of judges (per flow field, held out
-    by video) trained on native and on equalised data, each with both flow normalisations and beside the trivial floor.
+    The AUC of every single confound over all clips; that of judges, held out by video, trained on native and on
+    equalised data with both flow normalisations, beside the trivial floors by video and by source; and that of the
+    judge of `config.normalise` on held-out generated clips of one container, size or rate against all real ones.
     Raises MotionPromptError for folders that cannot be used.
     """
     out = Path(out)
     clips = find_clips(real, fake, exclude)
     estimator = load_flow(config.flow, flow_weights)
-    single: dict[str, dict[str, float]] = {}
-    judges: dict[str, dict[str, dict]] = {}
+    tables: dict[str, dict[str, dict[str, str]]] = {SINGLE: {}, JUDGES: {}, STRATA: {}}
+
+    def enter(table: str, row: str, column: str, value: str) -> None:
+        tables[table].setdefault(row, {})[column] = value
+
     for state, equalise in STATES.items():
         data = cached_flow(out / f"flow-{state}.safetensors", clips, estimator, replace(settings, equalise=equalise))
         for name, values in _per_clip(data, equalise).items():
-            single.setdefault(name, {})[state] = _separation(values, data)
+            enter(SINGLE, name, state, f"{_separation(values, data):.3f}")
         train_clips, held_out_clips = split_by_video(data.clips, training.seed)
-        held_out = data.of_clips(held_out_clips)
-        floor = score(trivial_floor(data.of_clips(train_clips), held_out), held_out)
-        judges.setdefault("regression on mean flow and TV", {})[state] = asdict(floor)
-        for normalise in ("fixed", "magnitude"):
-            model = fit(
-                data, train_clips, held_out_clips, replace(config, normalise=normalise), training, pretrained=pretrained
+        train, held_out = data.of_clips(train_clips), data.of_clips(held_out_clips)
+        enter(JUDGES, "regression on mean flow and TV", state, _interval(trivial_floor(train, held_out), held_out))
+        ratio = trivial_floor(train, held_out, scale_free=True)
+        enter(JUDGES, "regression on their ratio", state, _interval(ratio, held_out))
+        for normalise in NORMALISATIONS:
+            tqdm.write(f"training on {state} data, {normalise} normalisation")
+            judge_config = replace(config, normalise=normalise)
+            model = fit(data, train_clips, held_out_clips, judge_config, training, pretrained=pretrained)
+            logits = judge(model, held_out.flow)
+            enter(JUDGES, f"judge, {normalise} normalisation", state, _interval(logits, held_out))
+            if normalise == config.normalise:
+                for name, area in _strata(logits, held_out).items():
+                    enter(STRATA, name, state, area)
+        for name, seen, unseen in splits_by_source(data.clips):
+            floor = trivial_floor(data.of_clips(seen), data.of_clips(unseen))
+            enter(
+                JUDGES,
+                f"regression on mean flow and TV, {name} left out",
+                state,
+                _interval(floor, data.of_clips(unseen)),
             )
-            result = score(judge(model, held_out.flow), held_out)
-            judges.setdefault(f"judge, {normalise} normalisation", {})[state] = asdict(result)
-    text = _table(single, judges)
+    text = "\n\n".join(_markdown(title, rows) for title, rows in tables.items())
     with replacing(out / "confounds.json") as path:
-        path.write_text(json.dumps({"single": single, "judges": judges}, indent=2) + "\n")
+        path.write_text(json.dumps(tables, indent=2) + "\n")
     with replacing(out / "confounds.md") as path:
         path.write_text(text + "\n")
     return text
@@ -84,11 +111,32 @@ def _separation(values: Tensor, data: FlowData) -> float:
     return max(area, 1 - area)
 
 
-def _table(single: dict[str, dict[str, float]], judges: dict[str, dict[str, dict]]) -> str:
-    lines = ["| single confound, AUC over clips | native | equalised |", "|---|---|---|"]
-    lines += [f"| {name} | {found['native']:.3f} | {found['equalised']:.3f} |" for name, found in single.items()]
-    lines += ["", "| held out by video, AUC per flow field [95 %] | native | equalised |", "|---|---|---|"]
-    for name, found in judges.items():
-        cells = [f"{found[s]['auc']:.3f} [{found[s]['low']:.3f}, {found[s]['high']:.3f}]" for s in STATES]
-        lines.append(f"| {name} | {cells[0]} | {cells[1]} |")
-    return "\n".join(lines)
+def _interval(logits: Tensor, data: FlowData) -> str:
+    found = score(logits, data)
+    return f"{found.auc:.3f} [{found.low:.3f}, {found.high:.3f}]"
+
+
+def _strata(logits: Tensor, data: FlowData) -> dict[str, str]:
+    """AUC of the real fields against generated ones that share a container, a shape or a rate."""
+    groups: dict[str, set[int]] = {}
+    for number in data.clip.unique().tolist():
+        clip, fact = data.clips[number], data.facts[number]
+        if not clip.real:
+            for name in (
+                f"container {clip.container}",
+                "square" if fact.width == fact.height else "not square",
+                "up to 8.5 frames a second" if fact.fps <= 8.5 else "more than 8.5 frames a second",
+            ):
+                groups.setdefault(name, set()).add(number)
+    found = {}
+    for name, numbers in sorted(groups.items()):
+        chosen = (data.real > 0.5) | torch.isin(data.clip, torch.tensor(sorted(numbers)))
+        found[f"{name} ({len(numbers)} clips)"] = f"{auc(logits[chosen], data.real[chosen]):.3f}"
+    return found
+
+
+def _markdown(title: str, rows: dict[str, dict[str, str]]) -> str:
+    lines = [f"| {title} | {' | '.join(STATES)} |", "|---" * (1 + len(STATES)) + "|"]
+    return "\n".join(
+        lines + [f"| {name} | {' | '.join(cells.get(s, '') for s in STATES)} |" for name, cells in rows.items()]
+    )

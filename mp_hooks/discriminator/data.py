@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from mp_hooks.discriminator.model import centre_square, resize_flow
+from mp_hooks.discriminator.model import DiscriminatorConfig, centre_square, resize_flow
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.files import replacing
 from mp_hooks.flow import FlowEstimator
@@ -57,6 +57,16 @@ class FlowSettings:
     pairs_per_clip: int = 16
     equalise: bool = True  # take out what tells the classes apart without a look at the motion
     seed: int = 0
+
+
+def settings_of(config: DiscriminatorConfig) -> FlowSettings:
+    """The flow a judge of this configuration is trained on and asked about."""
+    return FlowSettings(
+        flow_size=config.flow_size,
+        stored_size=min(config.image_size, config.flow_size),
+        frame_rate=config.frame_rate,
+        max_interval=config.max_interval,
+    )
 
 
 @dataclass(frozen=True)
@@ -182,14 +192,15 @@ def split_by_video(clips: Sequence[Clip], seed: int = 0) -> tuple[list[int], lis
 def splits_by_source(clips: Sequence[Clip]) -> Iterator[tuple[str, list[int], list[int]]]:
     """(name, train, held out) for every generated source left out in turn.
 
-    Real clips held out are those of all sources but the largest, so that neither class was seen in training.
+    Real clips held out are those of all sources but the largest, so that neither class was seen in training. Nothing
+    is yielded unless there are two sources of each class.
     """
     real: dict[str, list[int]] = {}
     fake: dict[str, list[int]] = {}
     for number, clip in enumerate(clips):
         (real if clip.real else fake).setdefault(clip.source, []).append(number)
     if len(real) < 2 or len(fake) < 2:
-        raise MotionPromptError("a split by source needs two real and two generated sources; add a subfolder each")
+        return
     largest = max(real, key=lambda name: len(real[name]))
     held_out_real = [i for name, numbers in real.items() if name != largest for i in numbers]
     for source, numbers in fake.items():

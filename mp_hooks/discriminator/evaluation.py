@@ -52,20 +52,20 @@ def score(logits: Tensor, data: FlowData, seed: int = 0) -> Score:
     Intervals are bootstrapped over clips within each class: fields of one clip are not independent.
     """
     real, logits = data.real, logits.float()
-    members = [(data.clip == number).nonzero().squeeze(1) for number in data.clip.unique().tolist()]
-    by_class = [[m for m in members if real[m[0]] == label] for label in (1, 0)]
-    if not all(by_class):
-        raise ValueError("a score needs both real and generated clips")
+    numbers = data.clip.unique().tolist()
+    members = [(data.clip == number).nonzero().squeeze(1) for number in numbers]
     clip_logits = torch.stack([logits[m].mean() for m in members])
-    clip_real = torch.stack([real[m[0]] for m in members])
+    clip_real = torch.tensor([float(data.clips[number].real) for number in numbers])
+    by_class = [(clip_real == label).nonzero().squeeze(1) for label in (1, 0)]
+    if not all(len(clips) for clips in by_class):
+        raise ValueError("a score needs both real and generated clips")
     generator = torch.Generator().manual_seed(seed)
     per_field, per_clip = [], []
     for _ in range(RESAMPLES):
-        drawn = [clips[i] for clips in by_class for i in torch.randint(len(clips), (len(clips),), generator=generator)]
-        chosen = torch.cat(drawn)
+        drawn = torch.cat([clips[torch.randint(len(clips), (len(clips),), generator=generator)] for clips in by_class])
+        chosen = torch.cat([members[i] for i in drawn])
         per_field.append(auc(logits[chosen], real[chosen]))
-        firsts = torch.stack([m[0] for m in drawn])
-        per_clip.append(auc(torch.stack([logits[m].mean() for m in drawn]), real[firsts]))
+        per_clip.append(auc(clip_logits[drawn], clip_real[drawn]))
     ends = torch.tensor([0.025, 0.975], dtype=torch.double)
     low, high = torch.tensor(per_field, dtype=torch.double).quantile(ends).tolist()
     clip_low, clip_high = torch.tensor(per_clip, dtype=torch.double).quantile(ends).tolist()
@@ -101,26 +101,33 @@ def trivial_statistics(flow: Tensor) -> Tensor:
     return torch.stack([length, variation], dim=1).clamp_min(1e-5).log()
 
 
-def trivial_floor(train: FlowData, held_out: FlowData) -> Tensor:
-    """Logits [n] on `held_out` of a logistic regression on `trivial_statistics`: what a judge must beat."""
-    inputs, targets = trivial_statistics(train.flow), train.real
+def trivial_floor(train: FlowData, held_out: FlowData, scale_free: bool = False) -> Tensor:
+    """Logits [n] on `held_out` of a logistic regression on `trivial_statistics`: what a judge must beat.
+
+    `scale_free` leaves it only their difference, variation per length: what a judge that does not see how far things
+    move is to be held against.
+    """
+
+    def features(flow: Tensor) -> Tensor:
+        statistics = trivial_statistics(flow)
+        return statistics.diff(dim=1) if scale_free else statistics
+
+    inputs, targets = features(train.flow), train.real
     mean, deviation = inputs.mean(0), inputs.std(0).clamp_min(1e-6)
-    weight = torch.zeros(2, requires_grad=True)
+    weight = torch.zeros(inputs.shape[1], requires_grad=True)
     bias = torch.zeros((), requires_grad=True)
     balance = class_weights(targets)
     optimiser = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
 
-    def logits(features: Tensor) -> Tensor:
-        return ((features - mean) / deviation) @ weight + bias
-
     def closure() -> Tensor:
         optimiser.zero_grad()
-        loss = F.binary_cross_entropy_with_logits(logits(inputs), targets, balance) + 1e-4 * weight.square().sum()
+        logits = ((inputs - mean) / deviation) @ weight + bias
+        loss = F.binary_cross_entropy_with_logits(logits, targets, balance) + 1e-4 * weight.square().sum()
         loss.backward()
         return loss
 
     optimiser.step(closure)
-    return logits(trivial_statistics(held_out.flow)).detach()
+    return (((features(held_out.flow) - mean) / deviation) @ weight + bias).detach()
 
 
 def class_weights(real: Tensor) -> Tensor:

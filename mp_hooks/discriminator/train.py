@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Sampler, TensorDataset
+from tqdm import tqdm
 
 from mp_hooks import __version__
 from mp_hooks.discriminator.card import write_card
@@ -56,7 +57,7 @@ class TrainingConfig:
 
     epochs: int = 20
     batch: int = 64
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     weight_decay: float = 0.05
     label_smoothing: float = 0.1  # phi aims at 0.1 and 0.9: a judge that is sure gives guidance no gradient
     noise: float = 0.1  # of a field's RMS, added while training
@@ -66,7 +67,8 @@ class TrainingConfig:
 class Training(pl.LightningModule):
     """The judge with its loss, augmentation and schedule.
 
-    Every epoch starts from its own seed, so that a resumed run does what an unbroken one does.
+    Every epoch's order and every step's augmentation has its own seed, so that a resumed run does what an unbroken one
+    does.
     """
 
     def __init__(self, model: FlowDiscriminator, config: TrainingConfig, train: FlowData, held_out: FlowData) -> None:
@@ -77,13 +79,10 @@ class Training(pl.LightningModule):
         self.held_out = held_out
 
     def train_dataloader(self) -> DataLoader:
-        generator = torch.Generator().manual_seed(self.config.seed + self.current_epoch)
-        return DataLoader(self.examples, self.config.batch, shuffle=True, generator=generator)
-
-    def on_train_epoch_start(self) -> None:
-        torch.manual_seed(self.config.seed + self.current_epoch)
+        return DataLoader(self.examples, self.config.batch, sampler=EpochOrder(self))
 
     def training_step(self, batch: list[Tensor], _: int) -> Tensor:
+        torch.manual_seed(self.config.seed + self.global_step)
         flow, real, weight = batch
         logits = self.model(add_noise(flip(flow.float()), self.config.noise))
         smoothed = real + self.config.label_smoothing * (1 - 2 * real)
@@ -105,6 +104,20 @@ class Training(pl.LightningModule):
             return min(1.0, (step + 1) / (WARM_UP * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": LambdaLR(optimiser, rate), "interval": "step"}}
+
+
+class EpochOrder(Sampler[int]):
+    """A random order of the examples that depends on the seed and the epoch alone."""
+
+    def __init__(self, training: Training) -> None:
+        self.training = training
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.training.config.seed + self.training.current_epoch)
+        return iter(torch.randperm(len(self), generator=generator).tolist())
+
+    def __len__(self) -> int:
+        return len(self.training.examples)
 
 
 def flip(flow: Tensor) -> Tensor:
@@ -135,21 +148,18 @@ def fit(
 ) -> FlowDiscriminator:
     """Train on the clips `train` of `data`; returns the judge of the last epoch, in eval mode.
 
-    With a `folder`, a progress bar is shown and each epoch leaves a checkpoint there, from which the next
-    call continues. The held-out clips are only watched: no epoch is chosen by them.
+    With a `folder`, each epoch leaves a checkpoint there, from which the next call continues. The held-out clips are
+    only watched: no epoch is chosen by them.
     """
     examples = data.of_clips(train)
     with quiet_lightning():
         pl.seed_everything(training.seed, verbose=False)
         config = replace(config, scale=_rms(examples.flow[examples.real == 1]))
         module = Training(FlowDiscriminator(config, pretrained), training, examples, data.of_clips(held_out))
-        callbacks = []
+        callbacks: list[pl.Callback] = [TQDMProgressBar(leave=folder is not None)]
         if folder is not None:
             path = folder / CHECKPOINT
-            callbacks = [
-                ModelCheckpoint(path.parent, save_top_k=0, save_last=True, enable_version_counter=False),
-                TQDMProgressBar(leave=True),
-            ]
+            callbacks.append(ModelCheckpoint(path.parent, filename=path.stem, enable_version_counter=False))
         trainer = pl.Trainer(
             max_epochs=training.epochs,
             accelerator="auto",
@@ -157,9 +167,7 @@ def fit(
             logger=False,
             callbacks=callbacks,
             enable_checkpointing=folder is not None,
-            enable_progress_bar=folder is not None,
             enable_model_summary=False,
-            reload_dataloaders_every_n_epochs=1,
             default_root_dir=folder,
         )
         checkpoint = folder / CHECKPOINT if folder is not None and (folder / CHECKPOINT).is_file() else None
@@ -197,6 +205,8 @@ def train(
     }
     _claim(out, run, resume)
     clips = find_clips(real, fake, exclude)
+    if by_source and not any(splits_by_source(clips)):
+        raise MotionPromptError("a split by source needs two real and two generated sources; leave --by-source out")
     data = cached_flow(out / FLOW_FILE, clips, load_flow(config.flow, flow_weights), settings)
     train_clips, held_out_clips = split_by_video(data.clips, training.seed)
     model = fit(data, train_clips, held_out_clips, config, training, out, pretrained)
@@ -207,13 +217,16 @@ def train(
         "clips": {"train": len(train_clips), "held_out": len(held_out_clips)},
         "by_video": asdict(score(logits, held_out)),
         "by_video_floor": asdict(score(trivial_floor(data.of_clips(train_clips), held_out), held_out)),
+        "by_video_scale_free_floor": asdict(
+            score(trivial_floor(data.of_clips(train_clips), held_out, scale_free=True), held_out)
+        ),
         "right_by_source": right_by([clip.source for clip in data.clips], logits, held_out),
         "usefulness": asdict(usefulness(model, held_out)),
     }
     if by_source:
-        report["by_source"] = {
-            name: asdict(result[0]) for name, result in leave_sources_out(data, config, training, pretrained)
-        }
+        report["by_source"], report["by_source_floor"] = {}, {}
+        for name, judged, floor in leave_sources_out(data, config, training, pretrained):
+            report["by_source"][name], report["by_source_floor"][name] = asdict(judged), asdict(floor)
     with replacing(out / REPORT_FILE) as path:
         path.write_text(json.dumps(report, indent=2) + "\n")
     write_card(out, model.config, data, report)
@@ -222,13 +235,14 @@ def train(
 
 def leave_sources_out(
     data: FlowData, config: DiscriminatorConfig, training: TrainingConfig, pretrained: bool | str | Path = False
-) -> Iterator[tuple[str, tuple[Score, Score]]]:
-    """(source, (score of the judge, score of the trivial floor)) for each generated source left out in turn."""
+) -> Iterator[tuple[str, Score, Score]]:
+    """(source, score of a judge, score of the trivial floor) for each generated source left out in turn."""
     for name, train_clips, held_out_clips in splits_by_source(data.clips):
+        tqdm.write(f"training without {name}")
         model = fit(data, train_clips, held_out_clips, config, training, pretrained=pretrained)
         held_out = data.of_clips(held_out_clips)
         floor = trivial_floor(data.of_clips(train_clips), held_out)
-        yield name, (score(judge(model, held_out.flow), held_out), score(floor, held_out))
+        yield name, score(judge(model, held_out.flow), held_out), score(floor, held_out)
 
 
 @contextmanager
