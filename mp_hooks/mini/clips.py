@@ -37,9 +37,9 @@ FAULT_WORD_SHARE = 0.3
 STEADY_WORD_SHARE = 0.2
 TOKEN_WORD_SHARE = 0.3
 PAN_SHARE = 0.4  # of the textured backgrounds
-WAVES = 4  # sinusoids that make up a textured background
+WAVES = 2  # sinusoids that make up a textured background
 
-_TEMPLATE_WORDS = ("a", "moving", "on", "background", "camera", "pans")
+_TEMPLATE_WORDS = ("a", "an", "moving", "on", "background", "camera", "pans")
 VOCABULARY: tuple[str, ...] = (
     TOKEN_WORD,
     STEADY,
@@ -152,13 +152,13 @@ def sample_scenes(
     hue = uniform(n, 2, 3, low=-0.04, high=0.04)
     tint = torch.where(dark, 0.04 + 0.12 * (level - 0.3), level) + torch.where(dark, 0.3 * hue, hue)
     textured = background == BACKGROUNDS.index("textured")
-    angle, length = uniform(n, WAVES, high=math.pi), uniform(n, WAVES, low=12.0, high=24.0)
+    angle, length = uniform(n, WAVES, high=math.pi), uniform(n, WAVES, low=16.0, high=28.0)
     waves = torch.stack(
         [
             2 * math.pi / length * angle.cos(),
             2 * math.pi / length * angle.sin(),
             uniform(n, WAVES, high=2 * math.pi),
-            uniform(n, WAVES, low=0.04, high=0.10) * textured[:, None],
+            uniform(n, WAVES, low=0.06, high=0.14) * textured[:, None],
         ],
         dim=-1,
     )
@@ -272,19 +272,19 @@ def captions(scenes: Scenes) -> list[str]:
     result = []
     for i in range(len(scenes)):
         token, quality, speed, ground, camera, article = scenes.words[i].tolist()
-        words = ["a"] if article else []
-        words += [TOKEN_WORD] if token else []
+        words = [TOKEN_WORD] if token else []
         named = [word for word, present in zip(fault_words, scenes.faults[i].tolist(), strict=True) if present]
         words += (named[:1] or [STEADY]) if quality else []
         words += [speeds[scenes.speed[i]]] if speed else []
         words += [colours[scenes.colour[i]], SHAPES[scenes.shape[i]], "moving", directions[scenes.direction[i]]]
         words += ["on", "a", BACKGROUNDS[scenes.background[i]], "background"] if ground else []
         words += ["camera", "pans", "right" if scenes.pan[i] > 0 else "left"] if camera and scenes.pan[i] else []
+        words = [*(["an" if words[0][0] in "aeiou" else "a"] if article else []), *words]
         result.append(" ".join(words))
     return result
 
 
 def clean_clips(n: int, seed: int, held_out: bool | None = None) -> tuple[Tensor, list[str]]:
-    """n clips without faults [n, 3, t, h, w] in [-1, 1] and their captions: the real class of the mini model's judge."""
+    """n clips without faults [n, 3, t, h, w] in [-1, 1] and their captions: the real class of the judge."""
     scenes = sample_scenes(n, torch.Generator().manual_seed(seed), fault_share=0.0, held_out=held_out)
     return draw(scenes), captions(scenes)

@@ -12,6 +12,7 @@ from mp_hooks.mini.clips import COLOURS, DIRECTIONS, SHAPES, shape_distance
 
 SATURATION = 0.22  # backgrounds are nearly grey, objects are not
 SMALLEST_AREA = 40.0  # pixels; below it the frame counts as holding no object
+LARGEST_RADIUS = 22.0  # pixels; what lies farther from the centroid is not the object
 SMALLEST_MOVE = 3.0  # pixels from the first to the last frame
 
 
@@ -37,15 +38,12 @@ def read_clip(video: Tensor) -> Reading:
     pixels = (video.detach().float().clamp(-1, 1) + 1) / 2
     saturation = pixels.amax(0) - pixels.amin(0)
     mask = ((saturation - SATURATION) / 0.15).clamp(0, 1)
-    h, w = mask.shape[-2:]
-    x, y = torch.arange(w, dtype=torch.float32), torch.arange(h, dtype=torch.float32)
-    area = mask.sum((-2, -1))
-    centre = torch.stack([(mask.sum(-2) * x).sum(-1), (mask.sum(-1) * y).sum(-1)], dim=-1) / area.clamp(min=1e-6)[:, None]
+    area, centre = _moments(mask)
     # Stray coloured pixels would pull the centroid: keep what lies near it and look once more.
-    near = (x[None, None, :] - centre[:, 0, None, None]).square() + (y[None, :, None] - centre[:, 1, None, None]).square()
-    mask = mask * (near < 22.0**2)
-    area = mask.sum((-2, -1))
-    centre = torch.stack([(mask.sum(-2) * x).sum(-1), (mask.sum(-1) * y).sum(-1)], dim=-1) / area.clamp(min=1e-6)[:, None]
+    y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in mask.shape[-2:]), indexing="ij")
+    offset = torch.stack([x, y]) - centre[:, :, None, None]
+    mask = mask * (offset.square().sum(1) < LARGEST_RADIUS**2)
+    area, centre = _moments(mask)
     present = area > SMALLEST_AREA
     path = torch.where(present[:, None], centre, torch.full_like(centre, float("nan")))
     if int(present.sum()) < 3:
@@ -69,6 +67,14 @@ def jerk(path: Tensor) -> float:
     share = ((frames - before) / (after - before))[:, None]
     bridged = path[before] + share * (path[after] - path[before])
     return bridged.diff(n=3, dim=0).norm(dim=-1).mean().item()
+
+
+def _moments(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Area [t] and centroid [t, 2] (x, y) of each frame's mask [t, h, w]."""
+    x, y = (torch.arange(n, dtype=torch.float32) for n in (mask.shape[-1], mask.shape[-2]))
+    area = mask.sum((-2, -1))
+    sums = torch.stack([(mask.sum(-2) * x).sum(-1), (mask.sum(-1) * y).sum(-1)], dim=-1)
+    return area, sums / area.clamp(min=1e-6)[:, None]
 
 
 def _colour(pixels: Tensor, mask: Tensor) -> str:

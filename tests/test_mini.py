@@ -1,0 +1,284 @@
+"""The mini model: drawn clips and their reading, tokenizer, the packaged pipeline and its training loop."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mp_hooks.errors import MotionPromptError
+from mp_hooks.mini import clean_clips, jerk, read_clip
+from mp_hooks.mini.clips import (
+    COLOURS,
+    DIRECTIONS,
+    FAULTS,
+    SHAPES,
+    TOKEN_WORD,
+    VOCABULARY,
+    captions,
+    draw,
+    is_held_out,
+    sample_scenes,
+)
+from mp_hooks.mini.model import FRAMES, MAX_TOKENS, PACKAGED, SIZE, build_pipeline, load_pipeline, sample
+
+
+def scenes_of(n: int, seed: int = 0, **options):
+    return sample_scenes(n, torch.Generator().manual_seed(seed), **options)
+
+
+# --- clips -------------------------------------------------------------------------------------------------------
+
+
+def test_clips_depend_on_the_seed_alone():
+    first, words = clean_clips(6, seed=3)
+    torch.rand(5)
+    again, same_words = clean_clips(6, seed=3)
+    assert torch.equal(first, again) and words == same_words
+    assert not torch.equal(first, clean_clips(6, seed=4)[0])
+    assert first.shape == (6, 3, FRAMES, SIZE, SIZE) and first.abs().max() <= 1
+
+
+def test_what_is_drawn_can_be_read_and_is_what_the_caption_says():
+    scenes = scenes_of(150, held_out=None).without_faults()
+    readings = [read_clip(video) for video in draw(scenes)]
+    right = sum(reading.attributes == wanted for reading, wanted in zip(readings, scenes.attributes(), strict=True))
+    assert right >= 148
+    for caption, (colour, shape, direction) in zip(captions(scenes), scenes.attributes(), strict=True):
+        assert f"{colour} {shape} moving {direction}" in caption
+
+
+def test_the_path_read_is_the_path_drawn():
+    scenes = scenes_of(40).without_faults()
+    for video, path in zip(draw(scenes), scenes.path, strict=True):
+        assert (read_clip(video).path - path).abs().max() < 1.0
+
+
+def test_faults_raise_jerk_flicker_and_gaps_each_its_own():
+    from mp_hooks.mini.evaluate import flicker
+
+    scenes = scenes_of(200, fault_share=1.0)
+    faulty, clean = draw(scenes), draw(scenes.without_faults())
+    alone = {name: scenes.faults.sum(1).eq(1) & scenes.faults[:, i] for i, name in enumerate(FAULTS)}
+    assert (flicker(faulty[alone["flicker"]]) > 3 * flicker(clean[alone["flicker"]])).float().mean() > 0.9
+    torch.testing.assert_close(flicker(faulty[alone["jitter"]]), flicker(clean[alone["jitter"]]), atol=2.0, rtol=0)
+    shaky = [jerk(read_clip(video).path) for video in faulty[alone["jitter"]]]
+    steady = [jerk(read_clip(video).path) for video in clean[alone["jitter"]]]
+    assert min(shaky) > max(steady)
+    gone = scenes.opacity.amin(1) < 0.1
+    assert all(read_clip(video).path.isnan().any() for video in faulty[gone]) and gone.any()
+
+
+def test_without_faults_changes_nothing_else():
+    scenes = scenes_of(30, fault_share=0.0)
+    assert torch.equal(draw(scenes), draw(scenes.without_faults()))
+
+
+def test_texture_moves_with_the_object():
+    scenes = scenes_of(60).without_faults()
+    right = scenes[(scenes.direction == list(DIRECTIONS).index("right")) & (scenes.texture[:, 3] > 0)]
+    whole = replace(right, path=right.path.round())  # whole pixels, so that following needs no interpolation
+    video = draw(whole)
+    for clip, path in zip(video, whole.path.int(), strict=True):
+        patches = [clip[:, t, y - 3 : y + 4, x - 3 : x + 4] for t, (x, y) in enumerate(path.tolist())]
+        assert max((patch - patches[0]).abs().max() for patch in patches) < 1e-4 and patches[0].std() > 0.01
+
+
+def test_training_and_held_out_captions_are_disjoint_and_cover_every_word():
+    for held_out in (False, True):
+        scenes = scenes_of(3000, held_out=held_out)
+        assert bool((is_held_out(scenes.colour, scenes.shape, scenes.direction) == held_out).all())
+    words = {word for caption in captions(scenes_of(3000)) for word in caption.split()}
+    assert words == set(VOCABULARY) and {*COLOURS, *SHAPES, *DIRECTIONS} <= words
+
+
+def test_the_token_word_tells_nothing_about_faults():
+    scenes = scenes_of(20_000)
+    named = scenes.words[:, 0]
+    faulty = scenes.faults.any(1).float()
+    assert abs(faulty[named].mean() - faulty[~named].mean()) < 0.03
+    assert all(
+        (TOKEN_WORD in caption) == bool(flag) for caption, flag in zip(captions(scenes[:200]), named, strict=False)
+    )
+
+
+def test_jerk_is_zero_on_a_line_and_bridges_gaps():
+    line = torch.stack([torch.arange(8.0), 2 * torch.arange(8.0)], dim=1)
+    assert jerk(line) == pytest.approx(0, abs=1e-5)
+    gap = line.clone()
+    gap[[0, 3]] = float("nan")
+    assert jerk(gap) == pytest.approx(0, abs=1e-5)
+    assert jerk(line + torch.tensor([0.0, 1.0] * 4)[:, None]) > 1
+
+
+def test_nothing_is_read_off_an_empty_clip():
+    reading = read_clip(torch.zeros(3, 8, 64, 64))
+    assert reading.attributes == (None, None, None) and bool(reading.path.isnan().all())
+
+
+# --- the model, with random weights ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    pipe = build_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("the network was asked for")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+
+
+def test_every_caption_word_is_one_token(pipe):
+    tokenizer = pipe.tokenizer
+    for word in VOCABULARY:
+        assert tokenizer.tokenize(word) == [word + "</w>"]
+    for caption in captions(scenes_of(300)):
+        ids = tokenizer(caption).input_ids
+        assert len(ids) <= MAX_TOKENS and tokenizer.decode(ids, skip_special_tokens=True).strip() == caption
+    assert tokenizer.pad_token == tokenizer.eos_token and tokenizer.model_max_length == MAX_TOKENS
+
+
+def test_unknown_words_fall_apart_into_known_pieces(pipe):
+    pieces = pipe.tokenizer.tokenize("robot")
+    assert len(pieces) > 1 and "".join(pieces) == "robot</w>"
+
+
+def test_samples_are_finite_and_independent_of_their_neighbours(pipe):
+    prompts = ["red circle moving left", "blue square moving up"]
+    video = sample(prompts, [1, 2], steps=4, pipe=pipe)
+    assert video.shape == (2, 3, FRAMES, SIZE, SIZE) and bool(video.isfinite().all()) and video.abs().max() <= 1
+    alone = sample(prompts[1:], [2], steps=4, pipe=pipe)
+    torch.testing.assert_close(video[1:], alone, atol=1e-3, rtol=0)
+    assert not torch.allclose(alone, sample(prompts[1:], [3], steps=4, pipe=pipe), atol=1e-2)
+
+
+def test_saving_and_loading_gives_the_same_clip_without_network(pipe, tmp_path: Path, no_network):
+    pipe.save_pretrained(tmp_path, safe_serialization=True)
+    loaded = load_pipeline(tmp_path)
+    assert type(loaded).__name__ == "AnimateDiffPipeline"
+    assert {part.dtype for part in (loaded.unet, loaded.vae, loaded.text_encoder)} == {torch.float32}
+    prompts = ["red circle moving left"]
+    again, before = (sample(prompts, [1], steps=2, pipe=which) for which in (loaded, pipe))
+    torch.testing.assert_close(again, before, atol=1e-4, rtol=0)
+
+
+def test_the_pipeline_call_takes_a_negative_prompt(pipe):
+    frames = pipe(
+        "red circle moving left",
+        negative_prompt="flickering",
+        num_frames=FRAMES,
+        height=SIZE,
+        width=SIZE,
+        num_inference_steps=2,
+        guidance_scale=3.0,
+        output_type="pt",
+    ).frames
+    assert frames.shape == (1, FRAMES, 3, SIZE, SIZE)
+
+
+def test_a_folder_without_model_is_a_clear_error(tmp_path: Path):
+    pytest.importorskip("diffusers")
+    with pytest.raises(MotionPromptError, match="holds no mini model"):
+        load_pipeline(tmp_path)
+    with pytest.raises(MotionPromptError, match="as many seeds"):
+        sample(["red circle moving left"], [1, 2])
+
+
+# --- training ----------------------------------------------------------------------------------------------------
+
+
+def test_folding_the_normalisation_keeps_reconstructions(pipe):
+    from copy import deepcopy
+
+    from mp_hooks.mini.train import fold_normalisation
+
+    video = clean_clips(4, seed=0)[0].transpose(1, 2).flatten(0, 1)
+    vae = deepcopy(pipe.vae)
+    with torch.no_grad():
+        before = vae.encode(video).latent_dist
+        mean, deviation = torch.linspace(-1, 1, 8), torch.linspace(0.5, 2, 8)
+        fold_normalisation(vae, mean, deviation)
+        after = vae.encode(video).latent_dist
+        wanted = (before.mean - mean[:, None, None]) / deviation[:, None, None]
+        torch.testing.assert_close(after.mean, wanted, atol=1e-4, rtol=0)
+        torch.testing.assert_close(after.std, before.std / deviation[:, None, None], atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(
+            vae.decode(after.mean).sample, pipe.vae.decode(before.mean).sample, atol=1e-3, rtol=1e-3
+        )
+
+
+def test_a_training_run_resumes_where_it_stopped(tmp_path: Path, pipe):
+    from mp_hooks.mini.train import CHUNK, TrainingConfig, train, work
+
+    threads = torch.get_num_threads()
+    config = TrainingConfig(workers=1, vae_minutes=0.01, vae_clips=CHUNK, clips=CHUNK, minutes=0.01, batch=2)
+    try:
+        work(0, config, tmp_path, port=0)
+        steps = {name: torch.load(tmp_path / f"{name}.pt", weights_only=True)["step"] for name in ("vae", "unet")}
+        work(0, replace(config, minutes=0.05), tmp_path, port=0)
+    finally:
+        torch.set_num_threads(threads)
+    assert min(steps.values()) > 0
+    assert torch.load(tmp_path / "vae.pt", weights_only=True)["step"] == steps["vae"]
+    assert torch.load(tmp_path / "unet.pt", weights_only=True)["step"] > steps["unet"]
+    assert bool(
+        sample(["red circle moving left"], [0], steps=2, pipe=load_pipeline(tmp_path / "model")).isfinite().all()
+    )
+    (tmp_path / "config.json").write_text(json.dumps(asdict(config)))
+    with pytest.raises(MotionPromptError, match="already holds a run"):
+        train(config, tmp_path, resume=False)
+    with pytest.raises(MotionPromptError, match="other settings"):
+        train(replace(config, batch=3), tmp_path, resume=True)
+
+
+# --- the packaged weights ----------------------------------------------------------------------------------------
+
+needs_weights = pytest.mark.skipif(
+    not (PACKAGED / "model_index.json").is_file(),
+    reason="the mini model is not trained yet: scripts/train_mini.sh, then copy DIR/model to mp_hooks/mini/model",
+)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    pytest.importorskip("diffusers")
+    return load_pipeline()
+
+
+@needs_weights
+def test_the_package_is_small_and_loads_without_network(no_network):
+    pytest.importorskip("diffusers")
+    assert sum(path.stat().st_size for path in PACKAGED.rglob("*") if path.is_file()) < 12e6
+    assert {path.suffix for path in PACKAGED.rglob("*") if path.is_file()} <= {".json", ".safetensors", ".txt"}
+    pipe = load_pipeline()
+    assert type(pipe).__name__ == "AnimateDiffPipeline"
+    assert {part.dtype for part in (pipe.unet, pipe.vae, pipe.text_encoder)} == {torch.float32}
+
+
+@needs_weights
+def test_the_caption_decides_the_colour(trained):
+    prompts = [f"{colour} circle moving right on a plain background" for colour in COLOURS]
+    video = sample(prompts, [5] * len(prompts), steps=10, pipe=trained)
+    read = [read_clip(clip).colour for clip in video]
+    assert sum(a == b for a, b in zip(read, COLOURS, strict=True)) >= 5
+
+
+@needs_weights
+def test_latents_of_clips_are_of_unit_variance(trained):
+    with torch.no_grad():
+        video = draw(scenes_of(60)).transpose(1, 2).flatten(0, 1)
+        latents = trained.vae.encode(video).latent_dist.mean * trained.vae.config.scaling_factor
+    deviation = latents.transpose(0, 1).flatten(1).std(1)
+    assert deviation.min() > 0.8 and deviation.max() < 1.25
