@@ -11,7 +11,7 @@ import torch
 from mp_hooks import backbones
 from mp_hooks.backbones.diffusers import alpha_bar
 from mp_hooks.errors import MotionPromptError
-from mp_hooks.testing.diffusers import WORDS, AnimateDiffCase, clip_tokenizer
+from mp_hooks.testing.diffusers import WORDS, AnimateDiffCase
 
 diffusers = pytest.importorskip("diffusers")
 CASE = AnimateDiffCase()
@@ -78,7 +78,6 @@ def test_embeddings_in_place_of_a_prompt_are_refused_in_a_sentence(pipe: Any) ->
         CASE.sample(pipe, None, seed=7, prompt_embeds=embeds, negative_prompt_embeds=embeds)
 
 
-def test_tiny_tokenizer_knows_its_words() -> None:
-    tokenizer = clip_tokenizer()
+def test_tiny_tokenizer_knows_its_words(pipe: Any) -> None:
     for word in WORDS:
-        assert len(tokenizer(word, add_special_tokens=False).input_ids) == 1
+        assert len(pipe.tokenizer(word, add_special_tokens=False).input_ids) == 1

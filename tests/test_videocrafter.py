@@ -20,7 +20,7 @@ import torch
 from mp_hooks import backbones, patching
 from mp_hooks.guidance import MotionPrompt, Run
 from mp_hooks.guidance.trace import read_trace
-from mp_hooks.testing.conformance import patched
+from mp_hooks.testing.conformance import Recorder, patched
 from mp_hooks.testing.lvdm import VideoCrafterCase, importable, write_tiny
 from mp_hooks.video import video_info
 
@@ -254,14 +254,10 @@ def test_gradient_is_that_of_finite_differences(
                 results.append((float((gradient * direction).sum()), float((up - down) / (2 * width))))
             return step.conditioning
 
-    class Method(MotionPrompt):
-        def run(self, host: Any, prompts: list[str]) -> Run:
-            return Differences(self, host, prompts, number=0)
-
     # the host computes norms and time embeddings in float32 by calling .float()
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     monkeypatch.setattr(host.model.diffusion_model, "dtype", torch.float64)
-    method = Method(replace(case.config, lambda_tv=1.0))
+    method = Recorder(replace(case.config, lambda_tv=1.0), Differences)
     method.objective.flow.double()
     method.objective.judge.double()
     host.double()

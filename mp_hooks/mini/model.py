@@ -92,20 +92,20 @@ def build_pipeline() -> AnimateDiffPipeline:
     )
 
 
-def build_tokenizer() -> CLIPTokenizer:
-    """CLIP's byte-pair tokenizer with merges learned from the captions' words.
+def build_tokenizer(words: Sequence[str] = VOCABULARY, length: int = MAX_TOKENS) -> CLIPTokenizer:
+    """CLIP's byte-pair tokenizer for contexts of `length`, with merges learned from `words` (the captions').
 
-    Every caption word is one token; any other word falls apart into letters.
+    Every one of them is one token; any other word falls apart into letters.
     """
     from tokenizers import Tokenizer, models, trainers
     from transformers import CLIPTokenizer
 
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     trainer = trainers.BpeTrainer(vocab_size=10_000, min_frequency=1, end_of_word_suffix="</w>", show_progress=False)
-    for word in VOCABULARY:  # without pre-tokenizer each line is one word
+    for word in words:  # without pre-tokenizer each line is one word
         if not set(word) <= set(string.ascii_lowercase):
-            raise ValueError(f"a caption word holds other characters than a to z: {word!r}")
-    learner.train_from_iterator(VOCABULARY, trainer)
+            raise ValueError(f"a word holds other characters than a to z: {word!r}")
+    learner.train_from_iterator(words, trainer)
     merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
     letters = [chr(code) for code in range(33, 127)]
     tokens = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
@@ -118,7 +118,7 @@ def build_tokenizer() -> CLIPTokenizer:
             json.dumps(
                 {
                     "tokenizer_class": "CLIPTokenizer",
-                    "model_max_length": MAX_TOKENS,
+                    "model_max_length": length,
                     "bos_token": "<|startoftext|>",
                     "eos_token": "<|endoftext|>",
                     "unk_token": "<|endoftext|>",

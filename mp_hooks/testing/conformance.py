@@ -138,7 +138,7 @@ class ConformanceSuite:
 
     def test_prediction_is_the_hosts_own(self, host: Any, vanilla: Tensor) -> None:
         expected = self.case.own_predictions(host, self.case.prompts, seed=7)
-        method = Probe(self.case.config)
+        method = Recorder(self.case.config, ProbeRun)
         with patched(host, method):
             untouched = self.sample(host)
         predictions = [clean for run in method.runs for clean in run.predictions]
@@ -206,20 +206,9 @@ class ConformanceSuite:
         assert all(value is before[site] for site, value in self.stored(host).items())
 
 
-class Recorder(MotionPrompt):
-    """The method, keeping its runs for a look afterwards."""
-
-    def __init__(self, config: MotionPromptConfig) -> None:
-        super().__init__(config)
-        self.runs: list[Any] = []
-
-    def run(self, host: Adapter, prompts: list[str]) -> Run:
-        run = RecordedRun(self, host, list(prompts), number=len(self.runs))
-        self.runs.append(run)
-        return run
-
-
 class RecordedRun(Run):
+    """Keeps the gradient of every update."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.gradients: list[Tensor] = []
@@ -229,16 +218,9 @@ class RecordedRun(Run):
         super()._record(*args, gradient=gradient, **kwargs)
 
 
-class Probe(Recorder):
-    """Guides every step with the host's own conditioning, and notes what the adapter predicts."""
-
-    def run(self, host: Adapter, prompts: list[str]) -> Run:
-        run = ProbeRun(self, host, list(prompts), number=len(self.runs))
-        self.runs.append(run)
-        return run
-
-
 class ProbeRun(Run):
+    """Takes every step with the host's own conditioning, and notes what the adapter predicts."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.predictions: list[Tensor] = []
@@ -250,6 +232,18 @@ class ProbeRun(Run):
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             self.predictions.append(self.host.predict_clean(step, step.conditioning))
         return step.conditioning
+
+
+class Recorder(MotionPrompt):
+    """The method with runs of another kind, kept for a look afterwards."""
+
+    def __init__(self, config: MotionPromptConfig, kind: type[Run] = RecordedRun) -> None:
+        super().__init__(config)
+        self.kind, self.runs = kind, []
+
+    def run(self, host: Adapter, prompts: list[str]) -> Run:
+        self.runs.append(self.kind(self, host, list(prompts), number=len(self.runs)))
+        return self.runs[-1]
 
 
 @contextmanager

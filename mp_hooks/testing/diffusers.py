@@ -2,43 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from mp_hooks.mini.model import build_tokenizer
 from mp_hooks.testing.conformance import PROMPTS, HostCase
 
 WORDS = sorted({*" ".join(PROMPTS).split(), "authentic", "something", "else"})
-
-
-def clip_tokenizer(words: list[str] = WORDS, length: int = 16) -> Any:
-    """A CLIPTokenizer that knows the letters and these words, each as one token."""
-    from transformers import CLIPTokenizer
-
-    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    tokens = [*letters, *(letter + "</w>" for letter in letters)]
-    merges = []
-    for word in words:
-        parts = [*word[:-1], word[-1] + "</w>"]
-        while len(parts) > 1:
-            merge = (parts[0], parts[1])
-            parts[:2] = [parts[0] + parts[1]]
-            if merge not in merges:
-                merges.append(merge)
-                tokens.append(parts[0])
-    tokens = list(dict.fromkeys([*tokens, "<|startoftext|>", "<|endoftext|>"]))
-    with tempfile.TemporaryDirectory() as folder:
-        vocabulary, rules = Path(folder) / "vocab.json", Path(folder) / "merges.txt"
-        vocabulary.write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
-        rules.write_text("#version: 0.2\n" + "\n".join(" ".join(merge) for merge in merges) + "\n")
-        return CLIPTokenizer(str(vocabulary), str(rules), model_max_length=length)
 
 
 def clip_text_encoder(tokenizer: Any, width: int = 32) -> nn.Module:
@@ -79,7 +54,7 @@ class AnimateDiffCase(HostCase):
         diffusers = pytest.importorskip("diffusers", reason="needs pip install 'mp_hooks[diffusers]'")
         pytest.importorskip("transformers", reason="needs pip install 'mp_hooks[diffusers]'")
         torch.manual_seed(0)
-        tokenizer = clip_tokenizer()
+        tokenizer = build_tokenizer(WORDS, length=16)
         unet = diffusers.UNetMotionModel(
             sample_size=8,
             block_out_channels=(32, 32),
