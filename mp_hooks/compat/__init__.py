@@ -47,7 +47,7 @@ def shims(names: Sequence[str], device: str | None = None) -> Iterator[list[str]
     `device` is what the user asked the host to run on: "cpu", "cuda", or None for the host's own choice.
     Yields the names in use. An unknown name is a MotionPromptError.
     """
-    import mp_hooks.compat.shims  # noqa: F401  (registers them)
+    import mp_hooks.compat.catalogue  # noqa: F401  (registers them)
 
     for name in names:
         if name not in SHIMS:
