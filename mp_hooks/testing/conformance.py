@@ -24,8 +24,9 @@ class HostCase(ABC):
     """A tiny random instance of a host, in float32 on the CPU, and how to sample it."""
 
     prompts: list[str] = PROMPTS
-    # every second step guided, with a step large enough to show in a random network
-    config = MotionPromptConfig(start=0.25, stop=0.75, iterations=2, learning_rate=0.5, progress=False)
+    # Half of the steps guided, with moves large enough to show in a random network. Plain gradient descent, because
+    # Adam turns the rounding of a near-zero gradient into a step of full size.
+    config = MotionPromptConfig(start=0.25, stop=0.75, iterations=2, optimizer="sgd", learning_rate=5.0, progress=False)
 
     @abstractmethod
     def open(self) -> AbstractContextManager[Any]:
@@ -91,14 +92,14 @@ class ConformanceSuite:
     def test_context_manager_is_the_same_thing(self, host: Any, vanilla: Tensor) -> None:
         on, _ = self.guided(host)
         with backbones.motionprompt(host, self.case.config):
-            assert torch.equal(self.sample(host), on)
+            assert_same_guidance(self.sample(host), on)
         assert torch.equal(self.sample(host), vanilla)
 
     def test_applying_twice_is_once(self, host: Any) -> None:
         on, method = self.guided(host)
         backbones.apply_patch(host, self.case.config)
         again, repeated = self.guided(host)
-        assert torch.equal(again, on)
+        assert_same_guidance(again, on)
         assert [len(run.gradients) for run in repeated.runs] == [len(run.gradients) for run in method.runs]
 
     def test_remove_restores_the_very_objects(self, host: Any) -> None:
@@ -179,7 +180,7 @@ class ConformanceSuite:
         with mode():
             again, _ = self.guided(host)
             assert not torch.is_grad_enabled()
-        assert torch.equal(again, on)
+        assert_same_guidance(again, on)
 
     def test_inference_mode_is_refused_in_a_sentence(self, host: Any) -> None:
         with torch.inference_mode(), pytest.raises(MotionPromptError, match="inference_mode"):
@@ -189,10 +190,13 @@ class ConformanceSuite:
         first, second = self.case.prompts
         _, together = self.guided(host, [first, second])
         _, other = self.guided(host, [first, "something else"])
-        tokens, changed = together.runs[0].tokens, other.runs[0].tokens
-        assert not torch.allclose(tokens[0], tokens[1])
-        torch.testing.assert_close(tokens[0], changed[0], rtol=1e-2, atol=1e-2)
-        assert not torch.allclose(tokens[1], changed[1], rtol=1e-2, atol=1e-2)
+        (tokens, changed) = (
+            (method.runs[0].tokens - method.runs[0].initial).flatten(1) for method in (together, other)
+        )
+        alike = torch.cosine_similarity
+        assert alike(tokens[0], changed[0], dim=0) > 0.99, "a neighbour's prompt moved this sample's tokens"
+        assert alike(tokens[1], changed[1], dim=0) < 0.99
+        assert alike(tokens[0], tokens[1], dim=0) < 0.99
 
     def test_a_missing_site_is_an_error(self, host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         adapter = backbones.adapter_for(host)
@@ -204,6 +208,11 @@ class ConformanceSuite:
         monkeypatch.undo()
         assert not backbones.is_patched(host)
         assert all(value is before[site] for site, value in self.stored(host).items())
+
+
+def assert_same_guidance(ours: Tensor, theirs: Tensor) -> None:
+    """Two guided samplings are the same up to the rounding of backward passes, which need not repeat bit for bit."""
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
 
 
 class RecordedRun(Run):

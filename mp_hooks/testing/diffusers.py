@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -45,6 +46,8 @@ def awaken(*modules: nn.Module) -> None:
 
 class AnimateDiffCase(HostCase):
     """AnimateDiffPipeline; `options` are passed to its call, `scheduler` names the diffusers class."""
+
+    config = replace(HostCase.config, learning_rate=0.2)
 
     def __init__(self, scheduler: str = "DDIMScheduler", prediction: str = "epsilon", **options: Any) -> None:
         self.scheduler, self.prediction, self.options = scheduler, prediction, options
