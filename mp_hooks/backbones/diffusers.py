@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mp_hooks.backbones.base import Adapter, Site
 from mp_hooks.errors import MotionPromptError
-from mp_hooks.guidance import Step
+from mp_hooks.guidance import Step, full_precision
 from mp_hooks.guidance.tokens import TextInput
 
 
@@ -147,7 +147,7 @@ def clean_latents(scheduler: Any, latents: Tensor, output: Tensor, timestep: flo
     `latents` are the denoiser's input: for schedulers that divide z_t by sqrt(1 + sigma^2) first (Euler), that input
     is a variance-preserving latent with abar = 1 / (1 + sigma^2), so that one formula serves all.
     """
-    latents, output = (_at_least_float(value) for value in (latents, output))
+    latents, output = (full_precision(value) for value in (latents, output))
     alpha = alpha_bar(scheduler, timestep)
     signal, noise = alpha**0.5, (1 - alpha) ** 0.5
     kind = scheduler.config.prediction_type
@@ -167,7 +167,3 @@ def alpha_bar(scheduler: Any, timestep: float) -> float:
         return float(scheduler.alphas_cumprod[int(timestep)])
     index = int((scheduler.timesteps - timestep).abs().argmin())
     return 1 / (1 + float(sigmas[index]) ** 2)
-
-
-def _at_least_float(value: Tensor) -> Tensor:
-    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value

@@ -110,10 +110,11 @@ class Run:
     def __init__(self, method: MotionPrompt, host: Host, prompts: list[str], number: int) -> None:
         self.method, self.host, self.prompts, self.number = method, host, prompts, number
         self.config = config = method.config
+        self._text = host.text
         word = host.word_ids(config.init_word)
         if not word:
             raise MotionPromptError(f"init_word '{config.init_word}' is nothing to the host's tokenizer; give a word")
-        self.initial = initial_tokens(host.text, word, config.tokens)
+        self.initial = initial_tokens(self._text, word, config.tokens)
         self.tokens = self.initial.expand(len(prompts), -1, -1).clone()
         self.skipped = 0
         self._seed = torch.initial_seed() if config.seed is None else config.seed
@@ -192,15 +193,15 @@ class Run:
 
     def _loss(self, step: Step, tokens: Tensor, pairs: Tensor, corner: Tensor) -> Loss:
         """l_total of z0_hat under c(T), at these frame pairs [p, 2]."""
-        clean = _full(self.host.predict_clean(step, self._encode(tokens)))
+        clean = full_precision(self.host.predict_clean(step, self._encode(tokens)))
         wanted, places = pairs.unique(return_inverse=True)
-        frames = _full(self.host.decode(clean, wanted.tolist())).transpose(1, 2)  # [b, n, 3, h, w]
+        frames = full_precision(self.host.decode(clean, wanted.tolist())).transpose(1, 2)  # [b, n, 3, h, w]
         first, second = (frames[:, places[:, side]] for side in (0, 1))
         return self.method.objective(first, second, tokens, self.initial, corner)
 
     def _encode(self, tokens: Tensor) -> Tensor:
         """c(T) = text_encoder(P + S), the rows of S being T."""
-        with injected(self.host.text, tokens, self.config.placement) as report:
+        with injected(self._text, tokens, self.config.placement) as report:
             conditioning = self.host.encode(self.prompts)
         if report["lost"] and not self._warned:
             self._warned = True
@@ -276,7 +277,7 @@ def rng_kept(device: torch.device) -> Any:
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
-def _full(values: Tensor) -> Tensor:
+def full_precision(values: Tensor) -> Tensor:
     """At least float32: 1/sqrt(abar) is about 131 at the first steps, and flow wants the digits."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
