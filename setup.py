@@ -16,6 +16,8 @@ DECORD = [
 
 DIFFUSERS = ["diffusers>=0.30", "transformers>=4.40", "accelerate>=0.30", "sentencepiece"]
 
+MINI = [*DIFFUSERS, "scipy>=1.15", "matplotlib", "jinja2"]
+
 EXTRAS = {
     # Memory-efficient attention of the hosts; needs a CUDA build of torch.
     "xformers": ["xformers"],
@@ -23,7 +25,9 @@ EXTRAS = {
     "diffusers": DIFFUSERS,
     # What VideoCrafter's own code imports. open_clip 2.23 drops an argument its image encoder uses.
     "videocrafter": ["open_clip_torch>=2.20,<2.23", "transformers>=4.25", "kornia", "opencv-python-headless"],
-    "test": ["pytest>=7", "hypothesis", "ruff", "opencv-python-headless", *DIFFUSERS],
+    # The embedded mini model and its experiment: statistics, plots, the page.
+    "mini": MINI,
+    "test": ["pytest>=7", "hypothesis", "ruff", "opencv-python-headless", *MINI],
     "bench": ["opencv-python-headless", "matplotlib"],
 }
 
@@ -39,7 +43,7 @@ setup(
     # The manifests live at the top of the repository and travel inside the wheel.
     package_dir={"mp_hooks._patches": "patches"},
     package_data={
-        "mp_hooks": ["py.typed", "**/*.json", "**/*.yaml", "**/*.safetensors", "**/*.txt", "**/*.md"],
+        "mp_hooks": ["py.typed", "**/*.json", "**/*.yaml", "**/*.safetensors", "**/*.txt", "**/*.md", "**/*.html"],
         "mp_hooks._patches": ["*/manifest.yaml"],
     },
     install_requires=[

@@ -26,7 +26,7 @@ _session: Session | None = None
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --motionprompt, --mp-device and every --mp-* option to a host's parser."""
-    from mp_hooks.guidance.config import add_config_flags
+    from mp_hooks.config import add_config_flags
 
     add_config_flags(parser)
     parser.add_argument("--motionprompt", action="store_true", help="guide the sampling with MotionPrompt")
@@ -104,9 +104,9 @@ class Session:
         import torch
 
         from mp_hooks import __version__
+        from mp_hooks.config import config_from_flags
         from mp_hooks.files import replacing
         from mp_hooks.guidance import MotionPrompt
-        from mp_hooks.guidance.config import config_from_flags
 
         folder = Path(getattr(args, self.script.output)) / "motionprompt"
         config = config_from_flags(args)

@@ -71,6 +71,11 @@ def read_frames(
     return video if size is None else _crop_and_resize(video, (size, size) if isinstance(size, int) else size)
 
 
+def as_frames(video: Tensor) -> Tensor:
+    """A clip [3, t, h, w] in [-1, 1] as uint8 frames [t, 3, h, w]."""
+    return ((video.float() + 1) * 127.5).round().clamp(0, 255).byte().transpose(0, 1).contiguous()
+
+
 def write_video(path: str | Path, frames: Tensor, fps: float) -> None:
     """Write uint8 frames [t, 3, h, w] as a looping gif (suffix .gif) or as H.264 (any other suffix), atomically.
 

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from mp_hooks.config import add_config_flags, config_from_flags
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.guidance import MotionPromptConfig, load_config
-from mp_hooks.guidance.config import add_config_flags, config_from_flags
 from mp_hooks.guidance.objective import discriminator_loss, square, token_distance, total_variation
 from mp_hooks.guidance.schedule import draw_pairs, guided_window
 from mp_hooks.guidance.tokens import TextInput, initial_tokens, injected, insert_slots

@@ -10,16 +10,16 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from mp_hooks.config import OPTIMIZERS, MotionPromptConfig
 from mp_hooks.discriminator import FlowDiscriminator, default_discriminator
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.flow import load_flow
-from mp_hooks.guidance.config import OPTIMIZERS, MotionPromptConfig
 from mp_hooks.guidance.objective import Loss, Objective
 from mp_hooks.guidance.schedule import draw_pairs, guided_window
 from mp_hooks.guidance.tokens import TextInput, initial_tokens, injected
@@ -72,6 +72,8 @@ class Host(Protocol):
 class MotionPrompt:
     """The method with its judge and flow estimator loaded once, good for any number of runs."""
 
+    run_type: ClassVar[type[Run]]  # how a run moves its tokens
+
     def __init__(self, config: MotionPromptConfig) -> None:
         """Load what the configuration names; raises MotionPromptError where that cannot be had."""
         self.config = config
@@ -90,7 +92,7 @@ class MotionPrompt:
 
     def run(self, host: Host, prompts: Sequence[str]) -> Run:
         """Start sampling `prompts`, one a sample; the tokens start afresh."""
-        run = Run(self, host, list(prompts), number=self._runs)
+        run = self.run_type(self, host, list(prompts), number=self._runs)
         self._runs += 1
         return run
 
@@ -161,8 +163,7 @@ class Run:
         optimizer = getattr(torch.optim, OPTIMIZERS[config.optimizer])([tokens], lr=config.learning_rate)
         for iteration in range(config.iterations):
             began = time.perf_counter()
-            pairs = draw_pairs(step.frames, config.pairs, config.min_interval, config.max_interval, self._generator)
-            corner = torch.rand(config.pairs, generator=self._generator)
+            pairs, corner = self._draw(step)
             loss = self._loss(step, tokens, pairs, corner)
             scale = self.method.loss_scale if _runs_in_half(step.latents) else 1.0
             (gradient,) = torch.autograd.grad(loss.total.sum() * scale, tokens)
@@ -190,6 +191,12 @@ class Run:
                 seconds=time.perf_counter() - began,
             )
         self.tokens = tokens.detach()
+
+    def _draw(self, step: Step) -> tuple[Tensor, Tensor]:
+        """An iteration's frame pairs [p, 2] and the places of their crops [p]."""
+        config = self.config
+        pairs = draw_pairs(step.frames, config.pairs, config.min_interval, config.max_interval, self._generator)
+        return pairs, torch.rand(config.pairs, generator=self._generator)
 
     def _loss(self, step: Step, tokens: Tensor, pairs: Tensor, corner: Tensor) -> Loss:
         """l_total of z0_hat under c(T), at these frame pairs [p, 2]."""
@@ -251,6 +258,9 @@ class Run:
             seconds=round(seconds, 4),
             peak_memory=peak_memory(step.latents.device),
         )
+
+
+MotionPrompt.run_type = Run
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from torch import Tensor
 
 FRAMES = 8
 SIZE = 64
+FRAME_RATE = 8  # frames a second at which clips are shown and judged
 
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.90, 0.12, 0.10),

@@ -6,12 +6,14 @@ import json
 import string
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from mp_hooks.config import MotionPromptConfig
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.mini.clips import FRAMES, SIZE, VOCABULARY
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 PACKAGED = Path(__file__).parent / "model"
+JUDGE = Path(__file__).parent / "judge"  # flow discriminator trained on this model's samples
 LATENT_CHANNELS = 8
 LATENT_SIZE = SIZE // 8
 TEXT_WIDTH = 96
@@ -145,6 +148,12 @@ def load_pipeline(folder: str | Path = PACKAGED) -> AnimateDiffPipeline:
     pipe = AnimateDiffPipeline.from_pretrained(str(folder), local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def guidance(config: MotionPromptConfig | None = None) -> MotionPromptConfig:
+    """The configuration for guiding the mini model: with its own judge, unless another one is named."""
+    config = config or MotionPromptConfig()
+    return config if config.discriminator else replace(config, discriminator=str(JUDGE))
 
 
 def sample(

@@ -45,14 +45,14 @@ class TrainingConfig:
 
     seed: int = 0
     workers: int = 2  # processes of one thread each: on busy cores faster than one process of two threads
-    vae_minutes: float = 12.0
+    vae_minutes: float = 10.0
     vae_clips: int = 1200
     vae_batch: int = 8
     vae_rate: float = 2e-3
     kl_weight: float = 1e-4
     clips: int = 12_000
-    minutes: float = 75.0
-    batch: int = 8
+    minutes: float = 60.0
+    batch: int = 12
     rate: float = 1e-3
     ema: float = 0.998
     prompt_dropout: float = 0.1

@@ -1,0 +1,50 @@
+"""Paired comparison of two samplings of the same prompts and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Mean of b - a with its bootstrapped 95 % interval, counts of clips up and down, and the sign test's p."""
+
+    mean: float
+    low: float
+    high: float
+    up: int
+    down: int
+    p: float
+    pairs: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.4g} [{self.low:+.4g}, {self.high:+.4g}] ({self.up} up, {self.down} down, p {self.p:.2g})"
+
+
+def compare(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Comparison:
+    """Compare b to a, pair by pair; pairs in which either value is missing (NaN) are left out.
+
+    The interval is the percentile bootstrap of the mean difference over pairs, the test a two-sided sign test in
+    which ties do not count. Raises ValueError for lists of different length.
+    """
+    from scipy.stats import binomtest, bootstrap
+
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} values against {len(b)}: a paired comparison needs as many of each")
+    difference = np.asarray(b, dtype=float) - np.asarray(a, dtype=float)
+    difference = difference[np.isfinite(difference)]
+    mean = float(difference.mean()) if len(difference) else float("nan")
+    low = high = mean
+    if len(difference) > 1 and np.ptp(difference) > 0:
+        interval = bootstrap(
+            (difference,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(seed)
+        ).confidence_interval
+        low, high = float(interval.low), float(interval.high)
+    up, down = int((difference > 0).sum()), int((difference < 0).sum())
+    p = float(binomtest(up, up + down).pvalue) if up + down else 1.0
+    return Comparison(mean, low, high, up, down, p, len(difference))

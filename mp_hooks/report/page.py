@@ -1,0 +1,50 @@
+"""One self-contained HTML page of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from mp_hooks.errors import MotionPromptError
+from mp_hooks.files import replacing
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture with its caption; `url` is a data URL."""
+
+    caption: str
+    url: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Header cells, and rows of cells whose first names the row."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def write_page(
+    path: Path,
+    title: str,
+    lead: str,
+    table: Table,
+    figures: Sequence[Figure],
+    columns: Sequence[str],
+    plots: str,
+    facts: Sequence[tuple[str, str]],
+) -> None:
+    """Write the page; `columns` name what each figure shows from left to right, `plots` is an SVG element."""
+    try:
+        from jinja2 import Environment
+    except ImportError as error:
+        raise MotionPromptError("the page needs Jinja2: pip install 'mp_hooks[mini]'") from error
+
+    template = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
+    text = page.render(title=title, lead=lead, table=table, figures=figures, columns=columns, plots=plots, facts=facts)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

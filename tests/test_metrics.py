@@ -1,0 +1,88 @@
+"""Measures on clips whose answer is known, and the statistics of paired comparisons."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from mp_hooks.errors import MotionPromptError
+from mp_hooks.flow import load_flow
+from mp_hooks.metrics import (
+    compare,
+    dynamic_degree,
+    flow_length,
+    neighbouring_flow,
+    temporal_flickering,
+    warping_error,
+)
+from mp_hooks.metrics.temporal import NeighbouringFlow
+from mp_hooks.mini.clips import draw, sample_scenes
+from mp_hooks.video import as_frames
+
+
+def test_flickering_is_the_mean_absolute_difference() -> None:
+    frames = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
+    frames[1] = 51
+    assert temporal_flickering(frames) == pytest.approx(1 - 51 / 255)
+    assert temporal_flickering(frames[:1].repeat(3, 1, 1, 1)) == 1
+
+
+def test_faults_raise_flicker_and_warping_error() -> None:
+    scenes = sample_scenes(60, torch.Generator().manual_seed(0), fault_share=1.0)
+    flicker = scenes[scenes.faults[:, 1]]
+    estimator, worse = load_flow("pyramid"), []
+    for faulty, clean in zip(draw(flicker), draw(flicker.without_faults()), strict=True):
+        pair = [as_frames(clip) for clip in (clean, faulty)]
+        errors = [warping_error(clip, neighbouring_flow(clip, estimator)) for clip in pair]
+        worse.append(errors[1] > errors[0] and temporal_flickering(pair[1]) < temporal_flickering(pair[0]))
+    assert sum(worse) > 0.9 * len(worse)
+
+
+def test_warping_error_is_zero_for_exact_flow_and_ignores_what_is_hidden() -> None:
+    frames = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8).repeat(2, 1, 1, 1)
+    still = NeighbouringFlow(torch.zeros(1, 2, 16, 16), torch.zeros(1, 2, 16, 16))
+    assert warping_error(frames, still) == pytest.approx(0, abs=1e-9)
+    frames[1, :, :, 8:] = 255 - frames[1, :, :, 8:]
+    assert warping_error(frames, still) > 0.01
+    hidden = NeighbouringFlow(still.forward, still.backward.clone())
+    hidden.backward[..., 8:] = 5.0
+    assert warping_error(frames, hidden) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(("speed", "moves"), [(1.4, False), (1.6, True)])
+def test_dynamic_degree_is_vbenchs_rule(speed: float, moves: bool) -> None:
+    """At 64 pixels the limit is 1.5, for the fastest 5 % of the pixels, in 2 of 8 frames."""
+    flow = torch.zeros(7, 2, 64, 64)
+    flow[:2, 0, :4] = speed
+    assert dynamic_degree(NeighbouringFlow(flow, -flow)) is moves
+    flow[1] = 0
+    assert dynamic_degree(NeighbouringFlow(flow, -flow)) is False
+
+
+def test_flow_length_and_too_short_a_clip() -> None:
+    flow = torch.zeros(1, 2, 4, 4)
+    flow[:, 0], flow[:, 1] = 3, 4
+    assert flow_length(NeighbouringFlow(flow, -flow)) == 5
+    with pytest.raises(MotionPromptError, match="has 1"):
+        neighbouring_flow(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), load_flow("pyramid"))
+
+
+def test_comparison_has_interval_signs_and_leaves_missing_pairs_out() -> None:
+    pytest.importorskip("scipy")
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(200, generator=generator).tolist()
+    shifted = [value + 0.5 for value in noise]
+    steady = compare(noise, shifted)
+    assert (steady.up, steady.down, steady.pairs) == (200, 0, 200)
+    assert steady.mean == pytest.approx(0.5)
+    assert steady.p < 1e-50
+    other = torch.randn(200, generator=generator).tolist()
+    unrelated = compare(noise, other)
+    assert unrelated.low < unrelated.mean < unrelated.high
+    # the interval is about the standard error to either side
+    assert (unrelated.high - unrelated.low) / 2 == pytest.approx(1.96 * math.sqrt(2 / 200), rel=0.3)
+    assert compare([1.0, math.nan, 2.0], [2.0, 1.0, 2.0]).pairs == 2
+    with pytest.raises(ValueError, match="as many"):
+        compare([1.0], [])
