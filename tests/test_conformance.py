@@ -12,7 +12,7 @@ import pytest
 from mp_hooks.backbones import BACKBONES
 from mp_hooks.patching import manifest
 from mp_hooks.testing import ConformanceSuite
-from mp_hooks.testing.diffusers import AnimateDiffCase
+from mp_hooks.testing.diffusers import AnimateDiffCase, CogVideoXCase
 from mp_hooks.testing.lvdm import VideoCrafterCase
 
 
@@ -59,6 +59,20 @@ class TestAnimateDiffWithFreeInit(ConformanceSuite):
     case = FreeInitCase()
 
 
+class TestCogVideoX(ConformanceSuite):
+    case = CogVideoXCase()
+
+
+class TestCogVideoXDynamicGuidance(ConformanceSuite):
+    """The guidance scale changes from step to step."""
+
+    case = CogVideoXCase(use_dynamic_cfg=True, guidance_scale=4.0)
+
+
 def test_every_adapter_is_held_to_the_kit() -> None:
-    tested = {"videocrafter2": TestVideoCrafter, "diffusers-animatediff": TestAnimateDiff}
+    tested = {
+        "videocrafter2": TestVideoCrafter,
+        "diffusers-animatediff": TestAnimateDiff,
+        "diffusers-cogvideox": TestCogVideoX,
+    }
     assert set(tested) == set(BACKBONES)

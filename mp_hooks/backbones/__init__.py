@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 BACKBONES = {
     "videocrafter2": "mp_hooks.backbones.lvdm:VideoCrafter",
     "diffusers-animatediff": "mp_hooks.backbones.diffusers:AnimateDiff",
+    "diffusers-cogvideox": "mp_hooks.backbones.diffusers:CogVideoX",
 }
 
 ADAPTER = "_motionprompt_adapter"  # where a patched host keeps its adapter, so that both are collected together

@@ -111,3 +111,97 @@ class AnimateDiffCase(HostCase):
 
     def own_decode(self, host: Any, clean: Tensor) -> Tensor:
         return host.decode_latents(clean)
+
+
+def t5_tokenizer(length: int = 16) -> Any:
+    """T5's conventions on the test's own words: padding 0, end of text 1, no start token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: number for number, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=length, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def t5_text_encoder(tokenizer: Any, width: int = 32) -> nn.Module:
+    """A two-layer T5 encoder for this tokenizer."""
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(
+        T5Config(vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=2 * width, num_layers=2, num_heads=4)
+    )
+
+
+class CogVideoXCase(HostCase):
+    """CogVideoXPipeline with three latent frames, which decode to nine; `options` are passed to its call."""
+
+    config = replace(HostCase.config, learning_rate=0.5)
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+
+    @contextmanager
+    def open(self) -> Iterator[Any]:
+        diffusers = pytest.importorskip("diffusers", reason="needs pip install 'mp_hooks[diffusers]'")
+        pytest.importorskip("transformers", reason="needs pip install 'mp_hooks[diffusers]'")
+        torch.manual_seed(0)
+        tokenizer = t5_tokenizer()
+        transformer = diffusers.CogVideoXTransformer3DModel(
+            num_attention_heads=4,
+            attention_head_dim=8,
+            in_channels=4,
+            out_channels=4,
+            time_embed_dim=2,
+            text_embed_dim=32,
+            num_layers=1,
+            sample_width=8,
+            sample_height=8,
+            sample_frames=9,
+            max_text_seq_length=16,
+        )
+        vae = diffusers.AutoencoderKLCogVideoX(
+            down_block_types=("CogVideoXDownBlock3D",) * 4,
+            up_block_types=("CogVideoXUpBlock3D",) * 4,
+            block_out_channels=(8, 8, 8, 8),
+            latent_channels=4,
+            layers_per_block=1,
+            norm_num_groups=2,
+            temporal_compression_ratio=4,
+        )
+        awaken(transformer)
+        scheduler = diffusers.CogVideoXDDIMScheduler(
+            prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
+        )
+        pipe = diffusers.CogVideoXPipeline(
+            tokenizer, t5_text_encoder(tokenizer).eval(), vae.eval(), transformer.eval(), scheduler
+        )
+        pipe.set_progress_bar_config(disable=True)
+        yield pipe
+
+    def sample(self, host: Any, prompts: list[str], seed: int, **extra: Any) -> Tensor:
+        torch.manual_seed(seed)
+        settings = {"num_frames": 9, "height": 64, "width": 64, "num_inference_steps": 4, "max_sequence_length": 16}
+        return host(prompts, output_type="latent", **{**settings, **self.options, **extra}).frames.transpose(1, 2)
+
+    def own_predictions(self, host: Any, prompts: list[str], seed: int) -> list[Tensor]:
+        predictions: list[Tensor] = []
+        step = host.scheduler.step
+
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            result = step(*args, **{**kwargs, "return_dict": True})
+            predictions.append(result.pred_original_sample.transpose(1, 2))
+            return (result.prev_sample,)
+
+        host.scheduler.step = noted
+        try:
+            self.sample(host, prompts, seed)
+        finally:
+            del host.scheduler.step
+        return predictions
+
+    def own_decode(self, host: Any, clean: Tensor) -> Tensor:
+        return host.decode_latents(clean.transpose(1, 2))

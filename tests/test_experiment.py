@@ -1,0 +1,80 @@
+"""The paired experiment and `motionprompt generate`, on the packaged mini model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mp_hooks import mini
+from mp_hooks.cli.main import main
+from mp_hooks.mini.arms import ARMS
+from mp_hooks.mini.experiment import Experiment, load_clips
+from mp_hooks.video import read_frames
+
+for library in ("diffusers", "scipy", "jinja2", "matplotlib"):
+    pytest.importorskip(library)
+
+
+def test_prove_in_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every arm on two prompts: it differs from the baseline, is measured and shown, and is not sampled twice."""
+    out = tmp_path / "prove"
+    command = ["prove", "--out", str(out), "--prompts", "2", "--seeds", "1", "--shown", "1", "--workers", "1"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert all(arm in printed for arm in ARMS)
+    baseline = load_clips(out, "baseline", 0)
+    assert baseline.shape == (2, 8, 3, 64, 64)
+    for arm in ARMS:
+        assert arm == "baseline" or not torch.equal(load_clips(out, arm, 0), baseline)
+    page = (out / "index.html").read_text()
+    assert page.count("data:image/webp") == 1
+    assert "<svg" in page
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
+    assert len(list((out / "side-by-side").iterdir())) == 2
+    assert set(json.loads((out / "results.json").read_text())["against baseline"]) == set(ARMS) - {"baseline"}
+
+    written = {path: path.stat().st_mtime_ns for path in (out / "clips").iterdir()}
+    assert main([*command, "--arms", "motionprompt"]) == 0
+    assert written == {path: path.stat().st_mtime_ns for path in (out / "clips").iterdir()}
+    assert main([*command, "--seed", "5"]) == 2
+    assert "another seed" in capsys.readouterr().err
+
+
+def test_prompts_share_nothing_between_seeds() -> None:
+    settings = {"model": "m", "prompts": 8, "seeds": 2, "flow": "pyramid", "flow_weights": None}
+    one, two = (Experiment(seed=seed, guidance=mini.guidance(), **settings).clips() for seed in (1, 2))
+    assert len(one) == 16
+    assert not {seed for *_, seed in one} & {seed for *_, seed in two}
+    assert not any("authentic" in prompt or "steady" in prompt for prompt, *_ in one)
+
+
+def test_generate_with_and_without(tmp_path: Path) -> None:
+    for flags in ([], ["--motionprompt", "--no-mp-progress"]):
+        prompt = ["--prompt", "a red circle moving left", "--steps", "8"]
+        assert main(["generate", *prompt, "--out", str(tmp_path), *flags]) == 0
+    plain, guided = (read_frames(tmp_path / f"00-seed0{name}.gif") for name in ("", "-motionprompt"))
+    assert plain.shape == (8, 3, 64, 64)
+    assert not torch.equal(plain, guided)
+    assert (tmp_path / "config.yaml").is_file()
+    assert (tmp_path / "trace.jsonl").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prove", "--arms", "baseline", "magic"], "magic"),
+        (["prove", "--prompts", "0"], "at least 1"),
+        (["generate", "--prompt", "x", "--steps", "0"], "at least 1"),
+        (["generate", "--prompt", "x", "--model", "nowhere"], "no mini model"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
