@@ -12,7 +12,7 @@ import pytest
 from mp_hooks.backbones import BACKBONES
 from mp_hooks.patching import manifest
 from mp_hooks.testing import ConformanceSuite
-from mp_hooks.testing.diffusers import AnimateDiffCase, CogVideoXCase
+from mp_hooks.testing.diffusers import AnimateDiffCase, CogVideoXCase, LTXCase, WanCase
 from mp_hooks.testing.lvdm import VideoCrafterCase
 
 
@@ -69,10 +69,30 @@ class TestCogVideoXDynamicGuidance(ConformanceSuite):
     case = CogVideoXCase(use_dynamic_cfg=True, guidance_scale=4.0)
 
 
+class TestWan(ConformanceSuite):
+    case = WanCase()
+
+
+class TestWanWithoutGuidance(ConformanceSuite):
+    case = WanCase(guidance_scale=1.0)
+
+
+class TestLTX(ConformanceSuite):
+    case = LTXCase()
+
+
+class TestLTXVariants(ConformanceSuite):
+    """A negative prompt, and the guided output rescaled to the conditional one's deviation."""
+
+    case = LTXCase(negative_prompt="something else", guidance_scale=4.0, guidance_rescale=0.7)
+
+
 def test_every_adapter_is_held_to_the_kit() -> None:
     tested = {
         "videocrafter2": TestVideoCrafter,
         "diffusers-animatediff": TestAnimateDiff,
         "diffusers-cogvideox": TestCogVideoX,
+        "diffusers-wan": TestWan,
+        "diffusers-ltx": TestLTX,
     }
     assert set(tested) == set(BACKBONES)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mp_hooks import backbones
-from mp_hooks.backbones.diffusers import alpha_bar
+from mp_hooks.backbones.diffusers.schedule import alpha_bar
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.testing.diffusers import WORDS, AnimateDiffCase
 

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 # name -> "module:class"; order matters where one host could be taken for another
 BACKBONES = {
     "videocrafter2": "mp_hooks.backbones.lvdm:VideoCrafter",
-    "diffusers-animatediff": "mp_hooks.backbones.diffusers:AnimateDiff",
-    "diffusers-cogvideox": "mp_hooks.backbones.diffusers:CogVideoX",
+    "diffusers-animatediff": "mp_hooks.backbones.diffusers.animatediff:AnimateDiff",
+    "diffusers-cogvideox": "mp_hooks.backbones.diffusers.cogvideox:CogVideoX",
+    "diffusers-wan": "mp_hooks.backbones.diffusers.wan:Wan",
+    "diffusers-ltx": "mp_hooks.backbones.diffusers.ltx:LTX",
 }
 
 ADAPTER = "_motionprompt_adapter"  # where a patched host keeps its adapter, so that both are collected together

@@ -34,8 +34,8 @@ STEADY = "steady"  # the word that may name a clip without faults
 TOKEN_WORD = "authentic"
 
 FAULT_SHARE = 0.45
-FAULT_WORD_SHARE = 0.3
-STEADY_WORD_SHARE = 0.2
+FAULT_WORD_SHARE = 0.5
+STEADY_WORD_SHARE = 0.4
 TOKEN_WORD_SHARE = 0.3
 PAN_SHARE = 0.4  # of the textured backgrounds
 WAVES = 2  # sinusoids that make up a textured background

@@ -77,13 +77,14 @@ def build_pipeline() -> AnimateDiffPipeline:
         motion_max_seq_length=16,
         use_motion_mid_block=True,
     )
-    scheduler = DDIMScheduler(  # AnimateDiff's own
+    scheduler = DDIMScheduler(  # AnimateDiff's own, but for the prediction
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="linear",
         clip_sample=False,
         steps_offset=1,
         timestep_spacing="linspace",
+        prediction_type="v_prediction",
     )
     return AnimateDiffPipeline(
         vae=vae,

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from mp_hooks.errors import MotionPromptError, exits_cleanly
 from mp_hooks.files import replacing
 from mp_hooks.mini.clips import FRAMES, captions, draw, sample_scenes
-from mp_hooks.mini.model import LATENT_CHANNELS, build_pipeline
+from mp_hooks.mini.model import LATENT_CHANNELS, build_pipeline, load_pipeline
 
 if TYPE_CHECKING:
     from diffusers import AnimateDiffPipeline, AutoencoderKL
@@ -56,7 +56,7 @@ class TrainingConfig:
     rate: float = 1e-3
     ema: float = 0.998
     prompt_dropout: float = 0.1
-    snr_gamma: float = 5.0
+    start: str | None = None  # folder of a pipeline whose weights to begin with; its autoencoder is kept
 
 
 @dataclass
@@ -242,10 +242,12 @@ def fold_normalisation(vae: AutoencoderKL, mean: Tensor, deviation: Tensor) -> N
 
 
 def train_unet(pipe: AnimateDiffPipeline, data: dict, config: TrainingConfig, out: Path, rank: int) -> Loop:
-    """Train text encoder and UNet to predict the noise, weighted by Min-SNR (arXiv 2303.09556), on `data`."""
+    """Train text encoder and UNet to predict the velocity (arXiv 2202.00512, appendix D) on `data`.
+
+    The noise error all but ignores high noise, where the direction of motion is decided; the velocity's does not.
+    """
     unet, text_encoder = pipe.unet.train(), pipe.text_encoder.train()
     alphas = pipe.scheduler.alphas_cumprod
-    weights = (config.snr_gamma * (1 - alphas) / alphas).clamp(max=1)  # min(snr, gamma) / snr
     latents, ids, empty = data["latents"], data["ids"].long(), token_ids(pipe, [""])
     modules = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
     loop = Loop("unet", modules, config.minutes, config.rate, config.ema, out, rank, config.workers)
@@ -255,15 +257,15 @@ def train_unet(pipe: AnimateDiffPipeline, data: dict, config: TrainingConfig, ou
         index = torch.randint(len(latents), (b,), generator=generator)
         clean = latents[index].float()
         dropped = torch.rand(b, 1, generator=generator) < config.prompt_dropout
-        time_steps = torch.randint(len(alphas), (b,), generator=generator)
+        time_steps = torch.randint(len(alphas), (2, b), generator=generator).amax(0)  # high noise more often
         noise = torch.randn(clean.shape, generator=generator)
         alpha = alphas[time_steps].view(b, 1, 1, 1, 1)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+        velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
         text = text_encoder(torch.where(dropped, empty, ids[index]))[0]
         with torch.autocast("cpu", torch.bfloat16):
             predicted = unet(noisy, time_steps, text.repeat_interleave(FRAMES, dim=0)).sample
-        error = (predicted.float() - noise).square().mean((1, 2, 3, 4))
-        return (weights[time_steps] * error).mean()
+        return functional.mse_loss(predicted.float(), velocity)
 
     loop.run(loss, export=lambda current: export(pipe, current, out))
     return loop
@@ -292,7 +294,12 @@ def work(rank: int, config: TrainingConfig, out: Path, port: int) -> None:
         dist.init_process_group("gloo", rank=rank, world_size=config.workers)
     torch.manual_seed(config.seed)  # the same initial weights in every worker
     pipe = build_pipeline()
-    pipe.vae = train_vae(pipe.vae, config, out, rank).requires_grad_(False)
+    if config.start:
+        begin = load_pipeline(config.start)
+        pipe.register_modules(text_encoder=begin.text_encoder, unet=begin.unet, vae=begin.vae.eval())
+    else:
+        pipe.vae = train_vae(pipe.vae, config, out, rank)
+    pipe.vae.requires_grad_(False)
     data = encode_latents(pipe.vae, pipe, config, out, rank)
     moments = _moments(data["latents"], config)
     fold_normalisation(pipe.vae, *moments)
@@ -340,6 +347,7 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog="python -m mp_hooks.mini.train", description=__doc__)
     result.add_argument("--out", type=Path, required=True, help="folder of the run")
     result.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    result.add_argument("--start", metavar="FOLDER", help="begin with this pipeline's weights; keep its autoencoder")
     for name in ("minutes", "vae_minutes", "clips", "workers", "seed"):
         default = getattr(TrainingConfig, name)
         result.add_argument("--" + name.replace("_", "-"), type=type(default), default=default)

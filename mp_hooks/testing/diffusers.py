@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -127,13 +128,14 @@ def t5_tokenizer(length: int = 16) -> Any:
     )
 
 
-def t5_text_encoder(tokenizer: Any, width: int = 32) -> nn.Module:
-    """A two-layer T5 encoder for this tokenizer."""
-    from transformers import T5Config, T5EncoderModel
+def t5_text_encoder(tokenizer: Any, kind: str = "T5", width: int = 32) -> nn.Module:
+    """A two-layer encoder for this tokenizer, of the kind T5 or UMT5."""
+    import transformers
 
-    return T5EncoderModel(
-        T5Config(vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=2 * width, num_layers=2, num_heads=4)
+    config = getattr(transformers, kind + "Config")(
+        vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=2 * width, num_layers=2, num_heads=4
     )
+    return getattr(transformers, kind + "EncoderModel")(config).eval()
 
 
 class CogVideoXCase(HostCase):
@@ -177,7 +179,7 @@ class CogVideoXCase(HostCase):
             prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
         )
         pipe = diffusers.CogVideoXPipeline(
-            tokenizer, t5_text_encoder(tokenizer).eval(), vae.eval(), transformer.eval(), scheduler
+            tokenizer, t5_text_encoder(tokenizer), vae.eval(), transformer.eval(), scheduler
         )
         pipe.set_progress_bar_config(disable=True)
         yield pipe
@@ -205,3 +207,150 @@ class CogVideoXCase(HostCase):
 
     def own_decode(self, host: Any, clean: Tensor) -> Tensor:
         return host.decode_latents(clean.transpose(1, 2))
+
+
+class WanCase(HostCase):
+    """WanPipeline with three latent frames, which decode to nine; `options` are passed to its call."""
+
+    config = replace(HostCase.config, learning_rate=0.5)
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+
+    @contextmanager
+    def open(self) -> Iterator[Any]:
+        diffusers = pytest.importorskip("diffusers", reason="needs pip install 'mp_hooks[diffusers]'")
+        pytest.importorskip("transformers", reason="needs pip install 'mp_hooks[diffusers]'")
+        pytest.importorskip("ftfy", reason="WanPipeline needs pip install ftfy")
+        torch.manual_seed(0)
+        tokenizer = t5_tokenizer()
+        transformer = diffusers.WanTransformer3DModel(
+            patch_size=(1, 2, 2),
+            num_attention_heads=2,
+            attention_head_dim=12,
+            in_channels=4,
+            out_channels=4,
+            text_dim=32,
+            freq_dim=32,
+            ffn_dim=32,
+            num_layers=2,
+        )
+        vae = diffusers.AutoencoderKLWan(
+            base_dim=4,
+            z_dim=4,
+            dim_mult=[1, 1, 1, 1],
+            num_res_blocks=1,
+            temperal_downsample=[False, True, True],
+            latents_mean=[0.1, -0.2, 0.3, 0.0],
+            latents_std=[1.5, 0.5, 2.0, 1.0],
+        )
+        awaken(transformer)
+        scheduler = diffusers.UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        )
+        pipe = diffusers.WanPipeline(
+            tokenizer, t5_text_encoder(tokenizer, "UMT5"), vae.eval(), scheduler, transformer.eval()
+        )
+        pipe.set_progress_bar_config(disable=True)
+        yield pipe
+
+    def sample(self, host: Any, prompts: list[str], seed: int, **extra: Any) -> Tensor:
+        torch.manual_seed(seed)
+        settings = {"num_frames": 9, "height": 64, "width": 64, "num_inference_steps": 4, "max_sequence_length": 16}
+        return host(prompts, output_type="latent", **{**settings, **self.options, **extra}).frames
+
+    def own_predictions(self, host: Any, prompts: list[str], seed: int) -> list[Tensor]:
+        predictions: list[Tensor] = []
+        convert = host.scheduler.convert_model_output
+
+        def noted(*args: Any, **kwargs: Any) -> Tensor:
+            predictions.append(convert(*args, **kwargs))
+            return predictions[-1]
+
+        host.scheduler.convert_model_output = noted
+        try:
+            self.sample(host, prompts, seed)
+        finally:
+            del host.scheduler.convert_model_output
+        return predictions
+
+    def own_decode(self, host: Any, clean: Tensor) -> Tensor:
+        mean, deviation = (
+            torch.tensor(getattr(host.vae.config, name)).view(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std")
+        )
+        return host.vae.decode(clean * deviation + mean).sample
+
+
+class LTXCase(HostCase):
+    """LTXPipeline with three latent frames, which decode to seventeen; `options` are passed to its call."""
+
+    config = replace(HostCase.config, learning_rate=0.5)
+    latent_size = (3, 2, 2)
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+
+    @contextmanager
+    def open(self) -> Iterator[Any]:
+        diffusers = pytest.importorskip("diffusers", reason="needs pip install 'mp_hooks[diffusers]'")
+        pytest.importorskip("transformers", reason="needs pip install 'mp_hooks[diffusers]'")
+        torch.manual_seed(0)
+        tokenizer = t5_tokenizer()
+        transformer = diffusers.LTXVideoTransformer3DModel(
+            in_channels=8,
+            out_channels=8,
+            num_attention_heads=4,
+            attention_head_dim=8,
+            cross_attention_dim=32,
+            num_layers=2,
+            caption_channels=32,
+        )
+        vae = diffusers.AutoencoderKLLTXVideo(
+            latent_channels=8,
+            block_out_channels=(8, 8, 8, 8),
+            decoder_block_out_channels=(8, 8, 8, 8),
+            layers_per_block=(1, 1, 1, 1, 1),
+            decoder_layers_per_block=(1, 1, 1, 1, 1),
+        )
+        awaken(transformer)
+        vae.latents_mean.normal_()
+        vae.latents_std.uniform_(0.5, 2.0)
+        pipe = diffusers.LTXPipeline(
+            diffusers.FlowMatchEulerDiscreteScheduler(),
+            vae.eval(),
+            t5_text_encoder(tokenizer),
+            tokenizer,
+            transformer.eval(),
+        )
+        pipe.set_progress_bar_config(disable=True)
+        yield pipe
+
+    def sample(self, host: Any, prompts: list[str], seed: int, **extra: Any) -> Tensor:
+        torch.manual_seed(seed)
+        settings = {"num_frames": 17, "height": 64, "width": 64, "num_inference_steps": 4, "max_sequence_length": 16}
+        latents = host(prompts, output_type="latent", **{**settings, **self.options, **extra}).frames
+        return host._unpack_latents(latents, *self.latent_size)
+
+    def own_predictions(self, host: Any, prompts: list[str], seed: int) -> list[Tensor]:
+        """The scheduler knows none: one Euler step of the whole remaining sigma, taken by a copy of it."""
+        predictions: list[Tensor] = []
+        step = host.scheduler.step
+
+        def noted(output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
+            whole = copy.deepcopy(host.scheduler)
+            del whole.step
+            index = whole.index_for_timestep(timestep)
+            whole.sigmas[index + 1] = 0.0
+            predictions.append(host._unpack_latents(whole.step(output, timestep, sample)[0], *self.latent_size))
+            return step(output, timestep, sample, **kwargs)
+
+        host.scheduler.step = noted
+        try:
+            self.sample(host, prompts, seed)
+        finally:
+            del host.scheduler.step
+        return predictions
+
+    def own_decode(self, host: Any, clean: Tensor) -> Tensor:
+        mean, deviation = (part.view(1, -1, 1, 1, 1) for part in (host.vae.latents_mean, host.vae.latents_std))
+        return host.vae.decode(clean * deviation + mean).sample

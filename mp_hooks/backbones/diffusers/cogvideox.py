@@ -1,0 +1,70 @@
+"""CogVideoXPipeline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from mp_hooks.backbones.diffusers.pipeline import BatchedGuidance
+from mp_hooks.backbones.diffusers.t5 import t5_text
+from mp_hooks.guidance import Step
+from mp_hooks.guidance.tokens import TextInput
+
+
+class CogVideoX(BatchedGuidance):
+    """Latents [b, t, c, h, w], v-prediction from zero SNR, T5 without a mask, a causal VAE.
+
+    The VAE decodes chunks of latent frames one after the other, each knowing the ones before. What is decoded is
+    therefore the shortest prefix that holds the frames asked for and is cut into the same chunks.
+    """
+
+    name = "diffusers-cogvideox"
+    pipeline = "CogVideoXPipeline"
+
+    def unpack(self, value: Tensor, arguments: dict[str, Any]) -> Tensor:
+        return value.transpose(1, 2)
+
+    def pack(self, latents: Tensor) -> Tensor:
+        return latents.transpose(1, 2)
+
+    @property
+    def guided(self) -> bool:
+        return self.asked["guidance_scale"] > 1  # the host's own property asks a scale that dynamic CFG changes
+
+    def clip_frames(self, latents: Tensor) -> int:
+        return super().clip_frames(latents[:, :, self._padding(latents) :])
+
+    def scale(self, step: Step) -> float:
+        """With use_dynamic_cfg the host renews its scale after the denoiser's call: here it is known before."""
+        if not self.asked.get("use_dynamic_cfg"):
+            return self.host.guidance_scale
+        steps = self.asked["num_inference_steps"]
+        rise = math.cos(math.pi * ((steps - step.timestep) / steps) ** 5.0)
+        return 1 + self.asked["guidance_scale"] * (1 - rise) / 2
+
+    @property
+    def text(self) -> TextInput:
+        return t5_text(self.host)
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        length = self.asked["max_sequence_length"]
+        return self.host.encode_prompt(list(prompts), None, False, max_sequence_length=length)[0]
+
+    def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
+        clean = clean[:, :, self._padding(clean) :]
+        total, factor = clean.shape[2], self.host.vae_scale_factor_temporal
+        needed = -(-max(frames) // factor) + 1
+        needed += (total - needed) % 2  # the first of the chunks of two holds one more where their number is odd
+        decoded = self.host.decode_latents(clean[:, :, :needed].transpose(1, 2).to(self.host.vae.dtype))
+        return decoded[:, :, list(frames)]
+
+    def _padding(self, latents: Tensor) -> int:
+        """Latent frames in front that CogVideoX 1.5 adds to fill its patches and drops before decoding."""
+        patch = self.host.transformer.config.patch_size_t
+        if patch is None:
+            return 0
+        frames = self.asked["num_frames"] or self.host.transformer.config.sample_frames
+        return -((frames - 1) // self.host.vae_scale_factor_temporal + 1) % patch

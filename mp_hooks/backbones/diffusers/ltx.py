@@ -1,0 +1,77 @@
+"""LTXPipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mp_hooks.backbones.diffusers.pipeline import BatchedGuidance
+from mp_hooks.backbones.diffusers.t5 import mask_counts, t5_text
+from mp_hooks.guidance import Step
+from mp_hooks.guidance.tokens import TextInput
+
+
+class LTX(BatchedGuidance):
+    """Packed latents, flow matching, T5 with a mask, a VAE that sees both ways in time.
+
+    The text rows of the contract carry the mask as their last column, so that a conditioning and its mask stay
+    together. No part of the clip can be decoded exactly: all of it is decoded, then the frames are taken. Where the
+    VAE is conditioned on a time step, the decoding has the pipeline's step but not its noise.
+    """
+
+    name = "diffusers-ltx"
+    pipeline = "LTXPipeline"
+
+    def unpack(self, value: Tensor, arguments: dict[str, Any]) -> Tensor:
+        size = (arguments["num_frames"], arguments["height"], arguments["width"])
+        return self.host._unpack_latents(value, *size, *self._patch)
+
+    def pack(self, latents: Tensor) -> Tensor:
+        return self.host._pack_latents(latents, *self._patch)
+
+    @property
+    def _patch(self) -> tuple[int, int]:
+        return self.host.transformer_spatial_patch_size, self.host.transformer_temporal_patch_size
+
+    def text_rows(self, arguments: dict[str, Any], frames: int) -> Tensor:
+        return with_mask(arguments["encoder_hidden_states"], arguments["encoder_attention_mask"])
+
+    def text_arguments(self, rows: Tensor, frames: int) -> dict[str, Tensor]:
+        return {"encoder_hidden_states": rows[..., :-1], "encoder_attention_mask": rows[..., -1]}
+
+    def clip_frames(self, latents: Tensor) -> int:
+        return (latents.shape[2] - 1) * self.host.vae_temporal_compression_ratio + 1
+
+    def combine(self, step: Step, unconditional: Tensor, conditional: Tensor) -> Tensor:
+        combined = super().combine(step, unconditional, conditional)
+        if self.host.guidance_rescale <= 0:
+            return combined
+        from diffusers.pipelines.ltx.pipeline_ltx import rescale_noise_cfg
+
+        return rescale_noise_cfg(combined, conditional, guidance_rescale=self.host.guidance_rescale)
+
+    @property
+    def text(self) -> TextInput:
+        return t5_text(self.host)
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        with mask_counts(self.host, self.method.config.tokens):
+            length = self.asked["max_sequence_length"]
+            return with_mask(*self.host.encode_prompt(list(prompts), None, False, max_sequence_length=length)[:2])
+
+    def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
+        vae = self.host.vae
+        latents = self.host._denormalize_latents(clean, vae.latents_mean, vae.latents_std, vae.config.scaling_factor)
+        timestep = None
+        if vae.config.timestep_conditioning:
+            timestep = torch.as_tensor(self.asked["decode_timestep"], dtype=vae.dtype, device=clean.device)
+            timestep = timestep.expand(len(clean))
+        return vae.decode(latents.to(vae.dtype), timestep, return_dict=False)[0][:, :, list(frames)]
+
+
+def with_mask(rows: Tensor, mask: Tensor) -> Tensor:
+    """Text rows [b, l, d] with their mask [b, l] as one column more."""
+    return torch.cat([rows, mask.to(rows.dtype).unsqueeze(-1)], dim=-1)

@@ -1,0 +1,177 @@
+"""What diffusers pipelines share: prompts from the pipeline's call, steps from its denoiser's."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mp_hooks.backbones.base import Adapter, Site
+from mp_hooks.backbones.diffusers.schedule import clean_latents, schedule_index
+from mp_hooks.errors import MotionPromptError
+from mp_hooks.guidance import Step
+
+
+@dataclass
+class Call:
+    """One call of the denoiser.
+
+    negative: the unconditional branch's text rows [b, l, d], None without classifier-free guidance. unconditional: that
+    branch's output [b, c, t, h, w] once it is known. kind: the type of what the denoiser returned.
+    """
+
+    arguments: inspect.BoundArguments
+    negative: Tensor | None
+    unconditional: Tensor | None = None
+    kind: type = tuple
+
+
+class DiffusersPipeline(Adapter):
+    """A pipeline whose denoiser is one module.
+
+    The run site is the pipeline class's `__call__` (an instance attribute would not be called), acting on this
+    pipeline alone; the step site is the forward of its denoiser. A subclass tells how the denoiser's arguments relate
+    to the contract's tensors.
+    """
+
+    pipeline: ClassVar[str]  # class name
+    denoiser: ClassVar[str] = "transformer"
+    latents_argument: ClassVar[str] = "hidden_states"
+
+    # --- what pipelines differ in
+
+    def unpack(self, value: Tensor, arguments: dict[str, Any]) -> Tensor:
+        """The denoiser's latents, going in or coming out, as [b, c, t, h, w]."""
+        return value
+
+    def pack(self, latents: Tensor) -> Tensor:
+        """Latents [b, c, t, h, w] as the denoiser takes and returns them."""
+        return latents
+
+    def text_rows(self, arguments: dict[str, Any], frames: int) -> Tensor:
+        """The text in the denoiser's arguments as rows [b, l, d]; `frames` are those of the latents."""
+        return arguments["encoder_hidden_states"]
+
+    def text_arguments(self, rows: Tensor, frames: int) -> dict[str, Tensor]:
+        """Text rows [b, l, d] as the denoiser's arguments."""
+        return {"encoder_hidden_states": rows}
+
+    def clip_frames(self, latents: Tensor) -> int:
+        """Frames of the clip that latents [b, c, t, h, w] decode to."""
+        return (latents.shape[2] - 1) * self.host.vae_scale_factor_temporal + 1
+
+    def scale(self, step: Step) -> float:
+        """The guidance scale of this step."""
+        return self.host.guidance_scale
+
+    def combine(self, step: Step, unconditional: Tensor, conditional: Tensor) -> Tensor:
+        """Classifier-free guidance on the branches' outputs [b, c, t, h, w]."""
+        return unconditional + self.scale(step) * (conditional - unconditional)
+
+    @property
+    def guided(self) -> bool:
+        """Whether this run uses classifier-free guidance."""
+        return self.host.do_classifier_free_guidance
+
+    # --- what they share
+
+    @classmethod
+    def recognises(cls, host: Any) -> bool:
+        return any(
+            base.__name__ == cls.pipeline and base.__module__.startswith("diffusers.") for base in type(host).__mro__
+        )
+
+    def run_site(self) -> Site:
+        return type(self.host), "__call__"
+
+    def step_site(self) -> Site:
+        return getattr(self.host, self.denoiser), "forward"
+
+    def prompts(self, *args: Any, **kwargs: Any) -> list[str] | None:
+        call = inspect.signature(self.original_run).bind(*args, **kwargs)
+        if call.arguments["self"] is not self.host:
+            return None
+        call.apply_defaults()
+        self.asked = call.arguments
+        prompt = self.asked.get("prompt")
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        if not isinstance(prompts, list) or not all(isinstance(one, str) for one in prompts):
+            raise MotionPromptError("MotionPrompt needs the prompt as text, one a video; pass prompt='...' or a list")
+        return list(prompts)
+
+    def word_ids(self, word: str) -> list[int]:
+        return self.host.tokenizer(word, add_special_tokens=False).input_ids
+
+    def modules(self) -> list[nn.Module]:
+        return [getattr(self.host, self.denoiser), self.host.vae, self.host.text_encoder]
+
+    def bound(self, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
+        """The denoiser's arguments by name."""
+        return inspect.signature(self.original_step).bind(*args, **kwargs)
+
+    def step(self, latents: Tensor, rows: Tensor, call: Call) -> Step:
+        """The step of this call, from the conditional branch's latents [b, c, t, h, w] and text rows [b, l, d]."""
+        timestep = float(torch.as_tensor(call.arguments.arguments["timestep"]).flatten()[0])
+        scheduler = self.host.scheduler
+        return Step(
+            latents=latents,
+            conditioning=rows,
+            index=schedule_index(scheduler, timestep),
+            total=len(scheduler.timesteps),
+            timestep=timestep,
+            frames=self.clip_frames(latents),
+            call=call,
+        )
+
+    def predict_clean(self, step: Step, conditioning: Tensor) -> Tensor:
+        output = self.branch(step, conditioning)
+        if self.guided:
+            output = self.combine(step, self.unconditional(step), output)
+        return clean_latents(self.host.scheduler, step.latents, output, step.timestep)
+
+    def unconditional(self, step: Step) -> Tensor:
+        """The unconditional branch, computed once a step and without a graph."""
+        if step.call.unconditional is None:
+            with torch.no_grad():
+                step.call.unconditional = self.branch(step, step.call.negative)
+        return step.call.unconditional
+
+    def branch(self, step: Step, rows: Tensor) -> Tensor:
+        """The denoiser on one branch: its text rows [b, l, d] -> its output [b, c, t, h, w]."""
+        call = inspect.BoundArguments(step.call.arguments.signature, step.call.arguments.arguments.copy())
+        call.arguments[self.latents_argument] = self.pack(step.latents)
+        call.arguments.update(self.text_arguments(rows.to(step.latents.dtype), step.latents.shape[2]))
+        timestep = torch.as_tensor(call.arguments["timestep"])
+        if timestep.ndim:  # one a sample of both branches
+            call.arguments["timestep"] = timestep[: len(step.latents)]
+        result = self.original_step(*call.args, **call.kwargs)
+        step.call.kind = type(result)
+        return self.unpack(result[0], call.arguments)
+
+    def returned(self, step: Step, output: Tensor) -> Any:
+        """An output [b, c, t, h, w] in the form in which the denoiser returns its own."""
+        kind = step.call.kind
+        return (self.pack(output),) if kind is tuple else kind(sample=self.pack(output))
+
+
+class BatchedGuidance(DiffusersPipeline):
+    """Pipelines that call their denoiser on both branches of classifier-free guidance at once, [uncond, cond]."""
+
+    def read(self, *args: Any, **kwargs: Any) -> Step | None:
+        call = self.bound(*args, **kwargs)
+        if call.arguments.get("added_cond_kwargs") is not None:
+            raise MotionPromptError("MotionPrompt does not know IP-Adapter images; unload the IP-Adapter")
+        latents = self.unpack(call.arguments[self.latents_argument], call.arguments)
+        rows = self.text_rows(call.arguments, latents.shape[2])
+        if not self.guided:
+            return self.step(latents, rows, Call(call, None))
+        negative, positive = rows.chunk(2)
+        return self.step(latents.chunk(2)[1], positive, Call(call, negative))
+
+    def take(self, step: Step, conditioning: Tensor) -> Any:
+        """The host's batch of both branches, of which the unconditional one is known from the updates."""
+        output = self.branch(step, conditioning)
+        return self.returned(step, torch.cat([self.unconditional(step), output]) if self.guided else output)

@@ -1,0 +1,82 @@
+"""WanPipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mp_hooks.backbones.base import Site
+from mp_hooks.backbones.diffusers.pipeline import Call, DiffusersPipeline
+from mp_hooks.backbones.diffusers.t5 import mask_counts, t5_text
+from mp_hooks.guidance import Step
+from mp_hooks.guidance.tokens import TextInput
+
+
+class Wan(DiffusersPipeline):
+    """The branches of classifier-free guidance in calls of their own, flow matching, UMT5 with a mask, a causal VAE.
+
+    A step is guided at its conditional call, the first of the two; the second is answered with the branch that the
+    updates computed. The VAE decodes latent frames one after the other: what is decoded is the shortest prefix that
+    holds the frames asked for. Of Wan 2.2's two transformers, only the one for high noise is guided.
+    """
+
+    name = "diffusers-wan"
+    pipeline = "WanPipeline"
+
+    def prompts(self, *args: Any, **kwargs: Any) -> list[str] | None:
+        prompts = super().prompts(*args, **kwargs)
+        if prompts is not None:
+            self._conditional, self._step = False, None
+        return prompts
+
+    def watch(self) -> dict[Site, Callable[..., Any]]:
+        return {(self.host, "encode_prompt"): self._note_negative, self.step_site(): self._turns}
+
+    def _note_negative(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        positive, negative = original(*args, **kwargs)
+        if negative is not None:
+            self._negative = negative
+        return positive, negative
+
+    def _turns(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Tell the two calls of a step apart; the second has nothing to compute where the updates have done it."""
+        if self.current is not None:
+            self._conditional = not (self.guided and self._conditional)
+            if self._conditional:
+                self._step = None
+            elif self._step is not None:
+                return self.returned(self._step, self.unconditional(self._step))
+        return original(*args, **kwargs)
+
+    def read(self, *args: Any, **kwargs: Any) -> Step | None:
+        if not self._conditional:
+            return None
+        call = self.bound(*args, **kwargs)
+        rows = self.text_rows(call.arguments, 0)
+        return self.step(call.arguments["hidden_states"], rows, Call(call, self._negative if self.guided else None))
+
+    def take(self, step: Step, conditioning: Tensor) -> Any:
+        self._step = step
+        return self.returned(step, self.branch(step, conditioning))
+
+    @property
+    def text(self) -> TextInput:
+        return t5_text(self.host)
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        with mask_counts(self.host, self.method.config.tokens):
+            length = self.asked["max_sequence_length"]
+            return self.host.encode_prompt(list(prompts), None, False, max_sequence_length=length)[0]
+
+    def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
+        vae = self.host.vae
+        needed = -(-max(frames) // self.host.vae_scale_factor_temporal) + 1
+        mean, deviation = (
+            torch.tensor(values, dtype=clean.dtype, device=clean.device).view(1, -1, 1, 1, 1)
+            for values in (vae.config.latents_mean, vae.config.latents_std)
+        )
+        latents = clean[:, :, :needed] * deviation + mean
+        return vae.decode(latents.to(vae.dtype), return_dict=False)[0][:, :, list(frames)]
