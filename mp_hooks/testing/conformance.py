@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -43,6 +44,30 @@ class HostCase(ABC):
     @abstractmethod
     def own_decode(self, host: Any, clean: Tensor) -> Tensor:
         """The host's own decoding of all frames, [b, 3, t, h, w]."""
+
+    @contextmanager
+    def in_float64(self, host: Any) -> Iterator[None]:
+        """Compute in float64, also where the host's code asks for float32."""
+        modules = backbones.adapter_for(host).modules()
+        single, to = torch.Tensor.float, torch.Tensor.to
+
+        def widened(value: Any) -> Any:
+            return torch.float64 if value is torch.float32 else value
+
+        def to_float64(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            return to(tensor, *map(widened, args), **{name: widened(value) for name, value in kwargs.items()})
+
+        torch.Tensor.float, torch.Tensor.to = torch.Tensor.double, to_float64
+        torch.set_default_dtype(torch.float64)
+        for module in modules:
+            module.double()
+        try:
+            yield
+        finally:
+            torch.Tensor.float, torch.Tensor.to = single, to
+            torch.set_default_dtype(torch.float32)
+            for module in modules:
+                module.float()
 
 
 class ConformanceSuite:
@@ -149,6 +174,18 @@ class ConformanceSuite:
         # steps taken with the host's own conditioning change nothing but the rounding of a split batch
         torch.testing.assert_close(untouched, vanilla, rtol=1e-4, atol=1e-4 * float(vanilla.abs().max()))
 
+    def test_gradient_is_that_of_finite_differences(self, host: Any) -> None:
+        """Through the real text encoder, denoiser, VAE, flow and judge, along three directions at each guided step."""
+        method = Recorder(replace(self.case.config, lambda_tv=1.0), DifferencesRun)
+        method.objective.flow.double()
+        method.objective.judge.double()
+        with self.case.in_float64(host), patched(host, method):
+            self.case.sample(host, self.case.prompts, seed=7)
+        slopes = [pair for run in method.runs for pair in run.slopes]
+        assert slopes
+        for analytic, numeric in slopes:
+            assert analytic == pytest.approx(numeric, rel=1e-2), slopes
+
     def test_decoding_some_frames_is_slicing_all(self, host: Any, vanilla: Tensor) -> None:
         adapter = backbones.adapter_for(host)
         with torch.no_grad():
@@ -240,6 +277,30 @@ class ProbeRun(Run):
     def guide(self, step: Step) -> Tensor:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             self.predictions.append(self.host.predict_clean(step, step.conditioning))
+        return step.conditioning
+
+
+class DifferencesRun(Run):
+    """Takes every step with the host's own conditioning, and notes slopes by autograd and by finite differences."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.slopes: list[tuple[float, float]] = []
+
+    def guide(self, step: Step) -> Tensor:
+        pairs, corner, width = torch.tensor([[0, step.frames - 1]]), torch.zeros(1), 1e-5
+        start = self.tokens.double().requires_grad_()
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            (gradient,) = torch.autograd.grad(self._loss(step, start, pairs, corner).total.sum(), start)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(3):
+            direction = torch.randn(start.shape, generator=generator, dtype=torch.float64)
+            direction = direction / direction.norm() + gradient / gradient.norm()  # part random, part uphill
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                up, down = (
+                    self._loss(step, start + sign * width * direction, pairs, corner).total.sum() for sign in (1, -1)
+                )
+            self.slopes.append((float((gradient * direction).sum()), float((up - down) / (2 * width))))
         return step.conditioning
 
 

@@ -274,9 +274,23 @@ class WanCase(HostCase):
             del host.scheduler.convert_model_output
         return predictions
 
+    @contextmanager
+    def in_float64(self, host: Any) -> Iterator[None]:
+        """With Euler's steps, because UniPC's second one mixes precisions (diffusers 0.42.1)."""
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        own = host.scheduler
+        host.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+        try:
+            with super().in_float64(host):
+                yield
+        finally:
+            host.scheduler = own
+
     def own_decode(self, host: Any, clean: Tensor) -> Tensor:
         mean, deviation = (
-            torch.tensor(getattr(host.vae.config, name)).view(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std")
+            torch.tensor(getattr(host.vae.config, name)).view(1, -1, 1, 1, 1)
+            for name in ("latents_mean", "latents_std")
         )
         return host.vae.decode(clean * deviation + mean).sample
 

@@ -101,6 +101,20 @@ class VideoCrafterCase(HostCase):
         self.sample(host, prompts, seed, callback=lambda clean, _step: predictions.append(clean))
         return predictions
 
+    @contextmanager
+    def in_float64(self, host: nn.Module) -> Iterator[None]:
+        """The UNet casts its input to the precision it was built for."""
+        unet = host.model.diffusion_model
+        own = unet.dtype
+        unet.dtype = torch.float64
+        host.double()  # the noise schedule too
+        try:
+            with super().in_float64(host):
+                yield
+        finally:
+            unet.dtype = own
+            host.float()
+
     def own_decode(self, host: nn.Module, clean: Tensor) -> Tensor:
         return host.decode_first_stage(clean)
 
