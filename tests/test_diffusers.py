@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -11,7 +14,7 @@ import torch
 from mp_hooks import backbones
 from mp_hooks.backbones.diffusers.schedule import alpha_bar
 from mp_hooks.errors import MotionPromptError
-from mp_hooks.testing.diffusers import WORDS, AnimateDiffCase
+from mp_hooks.testing.diffusers import WORDS, AnimateDiffCase, LTXCase, WanCase
 
 diffusers = pytest.importorskip("diffusers")
 CASE = AnimateDiffCase()
@@ -81,3 +84,38 @@ def test_embeddings_in_place_of_a_prompt_are_refused_in_a_sentence(pipe: Any) ->
 def test_tiny_tokenizer_knows_its_words(pipe: Any) -> None:
     for word in WORDS:
         assert len(pipe.tokenizer(word, add_special_tokens=False).input_ids) == 1
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_ltx_attends_to_the_tokens(tokens: int) -> None:
+    """The mask counts them where the tokens stand, and only there: end-of-text keeps its place behind them."""
+    case, seen = LTXCase(), []
+    with case.open() as pipe:
+        forward = pipe.transformer.forward
+
+        @wraps(forward)
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            mask = inspect.signature(forward).bind(*args, **kwargs).arguments["encoder_attention_mask"]
+            seen.append(mask.sum(1).int().tolist())
+            return forward(*args, **kwargs)
+
+        pipe.transformer.forward = noted
+        with backbones.motionprompt(pipe, replace(case.config, tokens=tokens)):
+            case.sample(pipe, ["a boat on the sea"], seed=7)
+    # "" and five words, each with end-of-text: both at once in the two plain steps, apart in the two guided ones
+    assert [seen.count(mask) for mask in ([1, 6], [1], [6 + tokens])] == [2, 2, 2 * (case.config.iterations + 1)]
+
+
+def test_wan_computes_the_unconditional_branch_once() -> None:
+    """Per guided step: unconditional, two updates, the step itself; the host's second call costs nothing."""
+    case, calls = WanCase(), []
+    with case.open() as pipe:
+        handle = pipe.transformer.register_forward_pre_hook(lambda *_: calls.append("host"))
+        layer = pipe.transformer.condition_embedder.register_forward_pre_hook(lambda *_: calls.append("pass"))
+        with backbones.motionprompt(pipe, case.config):
+            case.sample(pipe, case.prompts, seed=7)
+        handle.remove()
+        layer.remove()
+    guided, plain = 2, 2
+    assert calls.count("host") == 2 * 4
+    assert calls.count("pass") == guided * (1 + case.config.iterations + 1) + plain * 2

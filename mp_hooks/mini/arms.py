@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mp_hooks import backbones
+from mp_hooks.backbones.diffusers.schedule import clean_latents
 from mp_hooks.backbones.hooks import Hooks
 from mp_hooks.guidance import MotionPrompt, MotionPromptConfig, Run, Step
 from mp_hooks.guidance.schedule import guided_window
@@ -70,9 +71,12 @@ class LatentGuidance:
         index = int((schedule - timestep).abs().argmin())
         if index in guided_window(len(schedule), config.start, config.stop):
             alpha = float(self.pipe.scheduler.alphas_cumprod[int(timestep)])
-            clean = (latents - (1 - alpha) ** 0.5 * output) / alpha**0.5
-            # the same eps with the latents moved is the formula above
-            latents = latents + alpha**0.5 * (self._descend(clean) - clean)
+            clean = clean_latents(self.pipe.scheduler, latents, output, float(timestep))
+            move = self._descend(clean) - clean
+            # the same eps with z0_hat moved is the formula above
+            latents = latents + alpha**0.5 * move
+            if self.pipe.scheduler.config.prediction_type == "v_prediction":
+                output = output - (1 - alpha) ** 0.5 * move
         return original(output, timestep, latents, **kwargs)
 
     def _descend(self, clean: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 }
 SHAPES = ("circle", "square", "triangle", "cross")
 DIRECTIONS: dict[str, tuple[int, int]] = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}
-SPEEDS: dict[str, tuple[float, float]] = {"slow": (1.0, 1.6), "fast": (2.3, 3.1)}  # pixels per frame
+SPEEDS: dict[str, tuple[float, float]] = {"slow": (1.6, 2.2), "fast": (3.4, 4.4)}  # pixels per frame
 BACKGROUNDS = ("plain", "dark", "gradient", "textured")
 BACKGROUND_SHARES = (0.15, 0.15, 0.20, 0.50)
 FAULTS = {"jitter": "shaky", "flicker": "flickering", "pop": "glitchy"}  # the fault and the word that may name it
