@@ -12,7 +12,7 @@ import pytest
 from mp_hooks.backbones import BACKBONES
 from mp_hooks.patching import manifest
 from mp_hooks.testing import ConformanceSuite
-from mp_hooks.testing.diffusers import AnimateDiffCase, CogVideoXCase, LTXCase, WanCase
+from mp_hooks.testing.diffusers import AnimateDiffCase, CogVideoXCase, LTXCase, TextToVideoSDCase, WanCase
 from mp_hooks.testing.lvdm import VideoCrafterCase
 
 
@@ -59,6 +59,10 @@ class TestAnimateDiffWithFreeInit(ConformanceSuite):
     case = FreeInitCase()
 
 
+class TestTextToVideoSD(ConformanceSuite):
+    case = TextToVideoSDCase()
+
+
 class TestCogVideoX(ConformanceSuite):
     case = CogVideoXCase()
 
@@ -91,6 +95,7 @@ def test_every_adapter_is_held_to_the_kit() -> None:
     tested = {
         "videocrafter2": TestVideoCrafter,
         "diffusers-animatediff": TestAnimateDiff,
+        "diffusers-text-to-video-sd": TestTextToVideoSD,
         "diffusers-cogvideox": TestCogVideoX,
         "diffusers-wan": TestWan,
         "diffusers-ltx": TestLTX,

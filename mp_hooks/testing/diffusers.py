@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from types import ModuleType
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from mp_hooks.compat import swapped
 from mp_hooks.mini.model import build_tokenizer
 from mp_hooks.testing.conformance import PROMPTS, HostCase
 
@@ -22,19 +25,29 @@ def clip_text_encoder(tokenizer: Any, width: int = 32) -> nn.Module:
     """A two-layer CLIP text model for this tokenizer."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=2 * width,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=tokenizer.model_max_length,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
+    return CLIPTextModel(config).eval()
+
+
+def image_autoencoder(diffusers: ModuleType) -> nn.Module:
+    """Stable Diffusion's kind, with one halving."""
+    return diffusers.AutoencoderKL(
+        block_out_channels=[16, 16],
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        latent_channels=4,
+        norm_num_groups=8,
+    ).eval()
 
 
 def awaken(*modules: nn.Module) -> None:
@@ -43,75 +56,6 @@ def awaken(*modules: nn.Module) -> None:
         for parameter in module.parameters():
             if not parameter.any():
                 nn.init.normal_(parameter, std=0.02)
-
-
-class AnimateDiffCase(HostCase):
-    """AnimateDiffPipeline; `options` are passed to its call, `scheduler` names the diffusers class."""
-
-    config = replace(HostCase.config, learning_rate=0.2)
-
-    def __init__(self, scheduler: str = "DDIMScheduler", prediction: str = "epsilon", **options: Any) -> None:
-        self.scheduler, self.prediction, self.options = scheduler, prediction, options
-
-    @contextmanager
-    def open(self) -> Iterator[Any]:
-        diffusers = pytest.importorskip("diffusers", reason="needs pip install 'mp_hooks[diffusers]'")
-        pytest.importorskip("transformers", reason="needs pip install 'mp_hooks[diffusers]'")
-        torch.manual_seed(0)
-        tokenizer = build_tokenizer(WORDS, length=16)
-        unet = diffusers.UNetMotionModel(
-            sample_size=8,
-            block_out_channels=(32, 32),
-            down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"),
-            up_block_types=("UpBlockMotion", "CrossAttnUpBlockMotion"),
-            layers_per_block=1,
-            norm_num_groups=8,
-            cross_attention_dim=32,
-            num_attention_heads=2,
-            motion_num_attention_heads=2,
-        )
-        vae = diffusers.AutoencoderKL(
-            block_out_channels=[16, 16],
-            down_block_types=["DownEncoderBlock2D"] * 2,
-            up_block_types=["UpDecoderBlock2D"] * 2,
-            latent_channels=4,
-            norm_num_groups=8,
-        )
-        settings = {"beta_schedule": "linear", "clip_sample": False, "prediction_type": self.prediction}
-        scheduler = getattr(diffusers, self.scheduler).from_config(settings)
-        awaken(unet)
-        adapter = diffusers.MotionAdapter(
-            block_out_channels=(32, 32), motion_layers_per_block=1, motion_norm_num_groups=8
-        )
-        pipe = diffusers.AnimateDiffPipeline(
-            vae.eval(), clip_text_encoder(tokenizer).eval(), tokenizer, unet.eval(), adapter, scheduler
-        )
-        pipe.set_progress_bar_config(disable=True)
-        yield pipe
-
-    def sample(self, host: Any, prompts: list[str], seed: int, **extra: Any) -> Tensor:
-        torch.manual_seed(seed)
-        settings = {"num_frames": 4, "height": 16, "width": 16, "num_inference_steps": 4, "output_type": "latent"}
-        return host(prompts, **{**settings, **self.options, **extra}).frames
-
-    def own_predictions(self, host: Any, prompts: list[str], seed: int) -> list[Tensor]:
-        predictions: list[Tensor] = []
-        step = host.scheduler.step
-
-        def noted(*args: Any, **kwargs: Any) -> Any:
-            result = step(*args, **kwargs)
-            predictions.append(result.pred_original_sample)
-            return result
-
-        host.scheduler.step = noted
-        try:
-            self.sample(host, prompts, seed)
-        finally:
-            del host.scheduler.step
-        return predictions
-
-    def own_decode(self, host: Any, clean: Tensor) -> Tensor:
-        return host.decode_latents(clean)
 
 
 def t5_tokenizer(length: int = 16) -> Any:
@@ -138,19 +82,128 @@ def t5_text_encoder(tokenizer: Any, kind: str = "T5", width: int = 32) -> nn.Mod
     return getattr(transformers, kind + "EncoderModel")(config).eval()
 
 
-class CogVideoXCase(HostCase):
-    """CogVideoXPipeline with three latent frames, which decode to nine; `options` are passed to its call."""
+class DiffusersCase(HostCase):
+    """A pipeline; `options` are passed to its call, beside `settings`."""
 
     config = replace(HostCase.config, learning_rate=0.5)
+    settings: ClassVar[dict[str, Any]]
 
     def __init__(self, **options: Any) -> None:
         self.options = options
+
+    @abstractmethod
+    def build(self, diffusers: ModuleType) -> Any:
+        """The pipeline with random weights from the global generator."""
+
+    def latents(self, host: Any, frames: Tensor) -> Tensor:
+        """What the pipeline returns, as [b, c, t, h, w]."""
+        return frames
+
+    def clean(self, host: Any, result: Any) -> Tensor:
+        """z0_hat [b, c, t, h, w] in what the scheduler's step returned."""
+        return self.latents(host, result.pred_original_sample)
 
     @contextmanager
     def open(self) -> Iterator[Any]:
         diffusers = pytest.importorskip("diffusers", reason="needs pip install 'mp_hooks[diffusers]'")
         pytest.importorskip("transformers", reason="needs pip install 'mp_hooks[diffusers]'")
         torch.manual_seed(0)
+        pipe = self.build(diffusers)
+        pipe.set_progress_bar_config(disable=True)
+        yield pipe
+
+    def sample(self, host: Any, prompts: list[str], seed: int, **extra: Any) -> Tensor:
+        torch.manual_seed(seed)
+        settings = {"num_inference_steps": 4, "output_type": "latent", **self.settings, **self.options, **extra}
+        return self.latents(host, host(prompts, **settings).frames)
+
+    def own_predictions(self, host: Any, prompts: list[str], seed: int) -> list[Tensor]:
+        predictions: list[Tensor] = []
+        step = host.scheduler.step
+
+        def noted(*args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
+            result = step(*args, **kwargs)
+            predictions.append(self.clean(host, result))
+            return result if return_dict else (result.prev_sample,)
+
+        with swapped(host.scheduler, "step", noted):
+            self.sample(host, prompts, seed)
+        return predictions
+
+
+class AnimateDiffCase(DiffusersCase):
+    """AnimateDiffPipeline; `scheduler` names the diffusers class."""
+
+    config = replace(HostCase.config, learning_rate=0.2)
+    settings: ClassVar = {"num_frames": 4, "height": 16, "width": 16}
+
+    def __init__(self, scheduler: str = "DDIMScheduler", prediction: str = "epsilon", **options: Any) -> None:
+        super().__init__(**options)
+        self.scheduler, self.prediction = scheduler, prediction
+
+    def build(self, diffusers: ModuleType) -> Any:
+        tokenizer = build_tokenizer(WORDS, length=16)
+        unet = diffusers.UNetMotionModel(
+            sample_size=8,
+            block_out_channels=(32, 32),
+            down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"),
+            up_block_types=("UpBlockMotion", "CrossAttnUpBlockMotion"),
+            layers_per_block=1,
+            norm_num_groups=8,
+            cross_attention_dim=32,
+            num_attention_heads=2,
+            motion_num_attention_heads=2,
+        )
+        vae = image_autoencoder(diffusers)
+        settings = {"beta_schedule": "linear", "clip_sample": False, "prediction_type": self.prediction}
+        scheduler = getattr(diffusers, self.scheduler).from_config(settings)
+        awaken(unet)
+        adapter = diffusers.MotionAdapter(
+            block_out_channels=(32, 32), motion_layers_per_block=1, motion_norm_num_groups=8
+        )
+        text_encoder = clip_text_encoder(tokenizer)
+        return diffusers.AnimateDiffPipeline(vae, text_encoder, tokenizer, unet.eval(), adapter, scheduler)
+
+    def own_decode(self, host: Any, clean: Tensor) -> Tensor:
+        return host.decode_latents(clean)
+
+
+class TextToVideoSDCase(DiffusersCase):
+    """TextToVideoSDPipeline."""
+
+    config = replace(HostCase.config, learning_rate=0.2)
+    settings: ClassVar = {"num_frames": 4, "height": 16, "width": 16}
+
+    def build(self, diffusers: ModuleType) -> Any:
+        tokenizer = build_tokenizer(WORDS, length=16)
+        unet = diffusers.UNet3DConditionModel(
+            sample_size=8,
+            block_out_channels=(32, 32),
+            down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+            up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+            layers_per_block=1,
+            norm_num_groups=8,
+            cross_attention_dim=32,
+            attention_head_dim=4,
+        )
+        awaken(unet)
+        scheduler = diffusers.DDIMScheduler(beta_schedule="linear", clip_sample=False)
+        vae, text_encoder = image_autoencoder(diffusers), clip_text_encoder(tokenizer)
+        return diffusers.TextToVideoSDPipeline(vae, text_encoder, tokenizer, unet.eval(), scheduler)
+
+    def clean(self, host: Any, result: Any) -> Tensor:
+        return result.pred_original_sample.unflatten(0, (-1, self.settings["num_frames"])).transpose(1, 2)
+
+    def own_decode(self, host: Any, clean: Tensor) -> Tensor:
+        return host.decode_latents(clean)
+
+
+class CogVideoXCase(DiffusersCase):
+    """CogVideoXPipeline with three latent frames, which decode to nine."""
+
+    settings: ClassVar = {"num_frames": 9, "height": 64, "width": 64, "max_sequence_length": 16}
+
+    def build(self, diffusers: ModuleType) -> Any:
         tokenizer = t5_tokenizer()
         transformer = diffusers.CogVideoXTransformer3DModel(
             num_attention_heads=4,
@@ -178,51 +231,24 @@ class CogVideoXCase(HostCase):
         scheduler = diffusers.CogVideoXDDIMScheduler(
             prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
         )
-        pipe = diffusers.CogVideoXPipeline(
+        return diffusers.CogVideoXPipeline(
             tokenizer, t5_text_encoder(tokenizer), vae.eval(), transformer.eval(), scheduler
         )
-        pipe.set_progress_bar_config(disable=True)
-        yield pipe
 
-    def sample(self, host: Any, prompts: list[str], seed: int, **extra: Any) -> Tensor:
-        torch.manual_seed(seed)
-        settings = {"num_frames": 9, "height": 64, "width": 64, "num_inference_steps": 4, "max_sequence_length": 16}
-        return host(prompts, output_type="latent", **{**settings, **self.options, **extra}).frames.transpose(1, 2)
-
-    def own_predictions(self, host: Any, prompts: list[str], seed: int) -> list[Tensor]:
-        predictions: list[Tensor] = []
-        step = host.scheduler.step
-
-        def noted(*args: Any, **kwargs: Any) -> Any:
-            result = step(*args, **{**kwargs, "return_dict": True})
-            predictions.append(result.pred_original_sample.transpose(1, 2))
-            return (result.prev_sample,)
-
-        host.scheduler.step = noted
-        try:
-            self.sample(host, prompts, seed)
-        finally:
-            del host.scheduler.step
-        return predictions
+    def latents(self, host: Any, frames: Tensor) -> Tensor:
+        return frames.transpose(1, 2)
 
     def own_decode(self, host: Any, clean: Tensor) -> Tensor:
         return host.decode_latents(clean.transpose(1, 2))
 
 
-class WanCase(HostCase):
-    """WanPipeline with three latent frames, which decode to nine; `options` are passed to its call."""
+class WanCase(DiffusersCase):
+    """WanPipeline with three latent frames, which decode to nine."""
 
-    config = replace(HostCase.config, learning_rate=0.5)
+    settings: ClassVar = {"num_frames": 9, "height": 64, "width": 64, "max_sequence_length": 16}
 
-    def __init__(self, **options: Any) -> None:
-        self.options = options
-
-    @contextmanager
-    def open(self) -> Iterator[Any]:
-        diffusers = pytest.importorskip("diffusers", reason="needs pip install 'mp_hooks[diffusers]'")
-        pytest.importorskip("transformers", reason="needs pip install 'mp_hooks[diffusers]'")
+    def build(self, diffusers: ModuleType) -> Any:
         pytest.importorskip("ftfy", reason="WanPipeline needs pip install ftfy")
-        torch.manual_seed(0)
         tokenizer = t5_tokenizer()
         transformer = diffusers.WanTransformer3DModel(
             patch_size=(1, 2, 2),
@@ -248,16 +274,9 @@ class WanCase(HostCase):
         scheduler = diffusers.UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
         )
-        pipe = diffusers.WanPipeline(
+        return diffusers.WanPipeline(
             tokenizer, t5_text_encoder(tokenizer, "UMT5"), vae.eval(), scheduler, transformer.eval()
         )
-        pipe.set_progress_bar_config(disable=True)
-        yield pipe
-
-    def sample(self, host: Any, prompts: list[str], seed: int, **extra: Any) -> Tensor:
-        torch.manual_seed(seed)
-        settings = {"num_frames": 9, "height": 64, "width": 64, "num_inference_steps": 4, "max_sequence_length": 16}
-        return host(prompts, output_type="latent", **{**settings, **self.options, **extra}).frames
 
     def own_predictions(self, host: Any, prompts: list[str], seed: int) -> list[Tensor]:
         predictions: list[Tensor] = []
@@ -267,11 +286,8 @@ class WanCase(HostCase):
             predictions.append(convert(*args, **kwargs))
             return predictions[-1]
 
-        host.scheduler.convert_model_output = noted
-        try:
+        with swapped(host.scheduler, "convert_model_output", noted):
             self.sample(host, prompts, seed)
-        finally:
-            del host.scheduler.convert_model_output
         return predictions
 
     @contextmanager
@@ -295,20 +311,12 @@ class WanCase(HostCase):
         return host.vae.decode(clean * deviation + mean).sample
 
 
-class LTXCase(HostCase):
-    """LTXPipeline with three latent frames, which decode to seventeen; `options` are passed to its call."""
+class LTXCase(DiffusersCase):
+    """LTXPipeline with three latent frames, which decode to seventeen."""
 
-    config = replace(HostCase.config, learning_rate=0.5)
-    latent_size = (3, 2, 2)
+    settings: ClassVar = {"num_frames": 17, "height": 64, "width": 64, "max_sequence_length": 16}
 
-    def __init__(self, **options: Any) -> None:
-        self.options = options
-
-    @contextmanager
-    def open(self) -> Iterator[Any]:
-        diffusers = pytest.importorskip("diffusers", reason="needs pip install 'mp_hooks[diffusers]'")
-        pytest.importorskip("transformers", reason="needs pip install 'mp_hooks[diffusers]'")
-        torch.manual_seed(0)
+    def build(self, diffusers: ModuleType) -> Any:
         tokenizer = t5_tokenizer()
         transformer = diffusers.LTXVideoTransformer3DModel(
             in_channels=8,
@@ -329,40 +337,31 @@ class LTXCase(HostCase):
         awaken(transformer)
         vae.latents_mean.normal_()
         vae.latents_std.uniform_(0.5, 2.0)
-        pipe = diffusers.LTXPipeline(
+        return diffusers.LTXPipeline(
             diffusers.FlowMatchEulerDiscreteScheduler(),
             vae.eval(),
             t5_text_encoder(tokenizer),
             tokenizer,
             transformer.eval(),
         )
-        pipe.set_progress_bar_config(disable=True)
-        yield pipe
 
-    def sample(self, host: Any, prompts: list[str], seed: int, **extra: Any) -> Tensor:
-        torch.manual_seed(seed)
-        settings = {"num_frames": 17, "height": 64, "width": 64, "num_inference_steps": 4, "max_sequence_length": 16}
-        latents = host(prompts, output_type="latent", **{**settings, **self.options, **extra}).frames
-        return host._unpack_latents(latents, *self.latent_size)
+    def latents(self, host: Any, frames: Tensor) -> Tensor:
+        return host._unpack_latents(frames, 3, 2, 2)
 
     def own_predictions(self, host: Any, prompts: list[str], seed: int) -> list[Tensor]:
-        """The scheduler knows none: one Euler step of the whole remaining sigma, taken by a copy of it."""
+        """The scheduler tells none: a copy of it takes one Euler step over the whole remaining sigma."""
         predictions: list[Tensor] = []
         step = host.scheduler.step
 
         def noted(output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
-            whole = copy.deepcopy(host.scheduler)
-            del whole.step
-            index = whole.index_for_timestep(timestep)
-            whole.sigmas[index + 1] = 0.0
-            predictions.append(host._unpack_latents(whole.step(output, timestep, sample)[0], *self.latent_size))
+            whole = copy.copy(host.scheduler)
+            whole.sigmas = whole.sigmas.clone()
+            whole.sigmas[whole.index_for_timestep(timestep) + 1] = 0.0
+            predictions.append(self.latents(host, type(whole).step(whole, output, timestep, sample)[0]))
             return step(output, timestep, sample, **kwargs)
 
-        host.scheduler.step = noted
-        try:
+        with swapped(host.scheduler, "step", noted):
             self.sample(host, prompts, seed)
-        finally:
-            del host.scheduler.step
         return predictions
 
     def own_decode(self, host: Any, clean: Tensor) -> Tensor:

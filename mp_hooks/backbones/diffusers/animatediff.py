@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from mp_hooks.backbones.diffusers.pipeline import BatchedGuidance
+from mp_hooks.backbones.diffusers.text import clip_text
 from mp_hooks.guidance.tokens import TextInput
 
 
@@ -30,9 +31,7 @@ class AnimateDiff(BatchedGuidance):
 
     @property
     def text(self) -> TextInput:
-        tokenizer = self.host.tokenizer
-        embedding = self.host.text_encoder.get_input_embeddings()
-        return TextInput(embedding, end=tokenizer.eos_token_id, start=tokenizer.bos_token_id)
+        return clip_text(self.host)
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         device = self.host.text_encoder.device

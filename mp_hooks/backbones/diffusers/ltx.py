@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mp_hooks.backbones.diffusers.pipeline import BatchedGuidance
-from mp_hooks.backbones.diffusers.t5 import mask_counts, t5_text
+from mp_hooks.backbones.diffusers.text import mask_counts, t5_text
 from mp_hooks.guidance import Step
 from mp_hooks.guidance.tokens import TextInput
 

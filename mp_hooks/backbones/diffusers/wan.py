@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mp_hooks.backbones.base import Site
 from mp_hooks.backbones.diffusers.pipeline import Call, DiffusersPipeline
-from mp_hooks.backbones.diffusers.t5 import mask_counts, t5_text
+from mp_hooks.backbones.diffusers.text import mask_counts, t5_text
 from mp_hooks.guidance import Step
 from mp_hooks.guidance.tokens import TextInput
 

@@ -1,4 +1,4 @@
-"""What pipelines with a T5 text encoder share."""
+"""Where token embeddings enter the text encoders that pipelines share."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ from typing import Any
 from mp_hooks.guidance.tokens import TextInput
 
 
+def clip_text(pipe: Any) -> TextInput:
+    """CLIP, whose padding is its end-of-text token (Stable Diffusion's) or id 0."""
+    tokenizer = pipe.tokenizer
+    embedding = pipe.text_encoder.get_input_embeddings()
+    return TextInput(embedding, end=tokenizer.eos_token_id, start=tokenizer.bos_token_id)
+
+
 def t5_text(pipe: Any) -> TextInput:
-    """Where token embeddings enter: get_input_embeddings() is T5's shared table, a module that is never called."""
+    """T5 and UMT5: get_input_embeddings() is T5's shared table, a module that is never called."""
     return TextInput(pipe.text_encoder.encoder.embed_tokens, end=pipe.tokenizer.eos_token_id)
 
 

@@ -1,0 +1,42 @@
+"""TextToVideoSDPipeline (ModelScope)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from mp_hooks.backbones.diffusers.pipeline import BatchedGuidance
+from mp_hooks.backbones.diffusers.text import clip_text
+from mp_hooks.guidance import Step
+from mp_hooks.guidance.tokens import TextInput
+
+
+class TextToVideoSD(BatchedGuidance):
+    """Both branches in one call, a guidance scale that is not stored, a VAE of single frames."""
+
+    name = "diffusers-text-to-video-sd"
+    pipeline = "TextToVideoSDPipeline"
+    denoiser = "unet"
+    latents_argument = "sample"
+
+    @property
+    def guided(self) -> bool:
+        return self.asked["guidance_scale"] > 1
+
+    def scale(self, step: Step) -> float:
+        return self.asked["guidance_scale"]
+
+    def clip_frames(self, latents: Tensor) -> int:
+        return latents.shape[2]
+
+    @property
+    def text(self) -> TextInput:
+        return clip_text(self.host)
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        device, skip = self.host.text_encoder.device, self.asked["clip_skip"]
+        return self.host.encode_prompt(list(prompts), device, 1, False, clip_skip=skip)[0]
+
+    def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
+        return self.host.decode_latents(clean[:, :, list(frames)].to(self.host.vae.dtype))
