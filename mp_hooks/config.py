@@ -11,6 +11,7 @@ from mp_hooks.errors import MotionPromptError
 from mp_hooks.files import replacing
 
 PLACEMENTS = ("end", "front")
+VARIATIONS = ("absolute", "relative")  # of the flow, in guidance.objective
 OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}  # name: class in torch.optim
 
 
@@ -40,6 +41,9 @@ class MotionPromptConfig:
     learning_rate: float = _option(1e-2, "learning rate", at_least=0)
     lambda_disc: float = _option(1.0, "weight of log(1 - phi(flow))", at_least=0)
     lambda_tv: float = _option(0.1, "weight of the flow's total variation", at_least=0)
+    variation: str = _option(
+        "absolute", "total variation as it is, or relative to the flow's own size", choices=VARIATIONS
+    )
     lambda_reg: float = _option(0.01, "weight of the squared distance to the initial tokens", at_least=0)
     discriminator: str | None = _option(None, "folder of the flow discriminator; the packaged one if not given")
     flow: str | None = _option(None, "flow estimator; the one the discriminator was trained with if not given")

@@ -14,10 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from mp_hooks import config as configuration
 from mp_hooks.config import add_config_flags, config_from_flags
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.guidance import MotionPromptConfig, load_config
-from mp_hooks.guidance.objective import discriminator_loss, square, token_distance, total_variation
+from mp_hooks.guidance.objective import (
+    TYPICAL_LENGTH,
+    VARIATIONS,
+    discriminator_loss,
+    relative_variation,
+    square,
+    token_distance,
+    total_variation,
+)
 from mp_hooks.guidance.schedule import draw_pairs, guided_window
 from mp_hooks.guidance.tokens import TextInput, initial_tokens, injected, insert_slots
 from mp_hooks.guidance.trace import Trace, read_trace
@@ -153,6 +162,15 @@ def test_discriminator_loss_is_log_one_minus_phi_and_stays_finite() -> None:
     extreme = torch.tensor([-1e4, 1e4], requires_grad=True)
     discriminator_loss(extreme).sum().backward()
     assert extreme.grad.isfinite().all()
+
+
+def test_relative_variation_does_not_change_with_the_speed() -> None:
+    flow = torch.randn(2, 2, 32, 32, generator=torch.Generator().manual_seed(0))
+    flow *= TYPICAL_LENGTH * 32 / flow.norm(dim=1).mean()
+    torch.testing.assert_close(relative_variation(flow), total_variation(flow), rtol=0.1, atol=0)
+    torch.testing.assert_close(relative_variation(3 * flow), relative_variation(flow))
+    assert (relative_variation(flow / 1000) < relative_variation(flow) / 50).all()  # a still field is not blown up
+    assert set(VARIATIONS) == set(configuration.VARIATIONS)
 
 
 def test_total_variation_of_a_ramp_is_its_slope_at_any_size() -> None:

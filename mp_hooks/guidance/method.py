@@ -20,7 +20,7 @@ from mp_hooks.config import OPTIMIZERS, MotionPromptConfig
 from mp_hooks.discriminator import FlowDiscriminator, default_discriminator
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.flow import load_flow
-from mp_hooks.guidance.objective import Loss, Objective
+from mp_hooks.guidance.objective import VARIATIONS, Loss, Objective
 from mp_hooks.guidance.schedule import draw_pairs, guided_window
 from mp_hooks.guidance.tokens import TextInput, initial_tokens, injected
 from mp_hooks.guidance.trace import Trace, peak_memory
@@ -85,7 +85,8 @@ class MotionPrompt:
                 f"the discriminator was trained on '{trained_with}' flow and is asked about '{flow.name}' flow",
                 stacklevel=2,
             )
-        self.objective = Objective(flow, judge, config.lambda_disc, config.lambda_tv, config.lambda_reg)
+        weights = (config.lambda_disc, config.lambda_tv, config.lambda_reg)
+        self.objective = Objective(flow, judge, *weights, variation=VARIATIONS[config.variation])
         self.trace = Trace(config.trace)
         self.loss_scale = config.loss_scale  # what a run learns of it holds for the next
         self._runs = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,22 @@ def total_variation(flow: Tensor) -> Tensor:
     down = (flow[:, :, 1:] - flow[:, :, :-1]).abs().sum(1).mean((1, 2))
     right = (flow[:, :, :, 1:] - flow[:, :, :, :-1]).abs().sum(1).mean((1, 2))
     return down + right
+
+
+TYPICAL_LENGTH = 0.02  # of real flow, as a fraction of the frame's side
+
+
+def relative_variation(flow: Tensor) -> Tensor:
+    """Total variation in units of the field's own mean length, so that moving less is no gain: [b, 2, h, w] -> [b].
+
+    Equal to `total_variation` where the mean length is `TYPICAL_LENGTH`; below a tenth of that the field counts as
+    still and is not blown up.
+    """
+    length = flow.square().sum(1).clamp(min=1e-12).sqrt().mean((1, 2)) / flow.shape[-1]
+    return total_variation(flow) / (length / TYPICAL_LENGTH).clamp(min=0.1)
+
+
+VARIATIONS = {"absolute": total_variation, "relative": relative_variation}
 
 
 def token_distance(tokens: Tensor, initial: Tensor) -> Tensor:
@@ -53,6 +70,7 @@ class Objective:
     lambda_disc: float
     lambda_tv: float
     lambda_reg: float
+    variation: Callable[[Tensor], Tensor] = total_variation
 
     def __call__(self, first: Tensor, second: Tensor, tokens: Tensor, initial: Tensor, corner: Tensor) -> Loss:
         """Loss of frame pairs.
@@ -71,7 +89,7 @@ class Objective:
         flow = self.flow(*views)
         logits = self.judge(flow)
         disc = discriminator_loss(logits).view(samples, pairs).mean(1)
-        tv = total_variation(flow).view(samples, pairs).mean(1)
+        tv = self.variation(flow).view(samples, pairs).mean(1)
         reg = token_distance(tokens, initial)
         total = self.lambda_disc * disc + self.lambda_tv * tv + self.lambda_reg * reg
         phi = torch.sigmoid(logits.detach()).view(samples, pairs).mean(1)

@@ -26,7 +26,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 }
 SHAPES = ("circle", "square", "triangle", "cross")
 DIRECTIONS: dict[str, tuple[int, int]] = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}
-SPEEDS: dict[str, tuple[float, float]] = {"slow": (1.6, 2.2), "fast": (3.4, 4.4)}  # pixels per frame
+SPEEDS: dict[str, tuple[float, float]] = {"slow": (1.4, 2.0), "fast": (2.6, 3.4)}  # pixels per frame
 BACKGROUNDS = ("plain", "dark", "gradient", "textured")
 BACKGROUND_SHARES = (0.15, 0.15, 0.20, 0.50)
 FAULTS = {"jitter": "shaky", "flicker": "flickering", "pop": "glitchy"}  # the fault and the word that may name it
@@ -34,8 +34,8 @@ STEADY = "steady"  # the word that may name a clip without faults
 TOKEN_WORD = "authentic"
 
 FAULT_SHARE = 0.45
-FAULT_WORD_SHARE = 0.5
-STEADY_WORD_SHARE = 0.4
+FAULT_WORD_SHARE = 0.6
+STEADY_WORD_SHARE = 0.5
 TOKEN_WORD_SHARE = 0.3
 PAN_SHARE = 0.4  # of the textured backgrounds
 WAVES = 2  # sinusoids that make up a textured background
@@ -142,10 +142,13 @@ def sample_scenes(
     radius = uniform(n, low=8.0, high=10.5)
     step = torch.tensor(list(DIRECTIONS.values()), dtype=torch.float32)[direction] * pace[:, None]
     time = torch.arange(frames) - (frames - 1) / 2
-    # The middle of the path is placed so that the whole object stays inside the picture.
-    reach = 1.4 * radius[:, None] + step.abs() * (frames - 1) / 2
-    middle = reach + (size - 1 - 2 * reach).clamp(min=0) * uniform(n, 2)
-    path = middle[:, None] + step[:, None] * time[None, :, None]
+    # Across its motion the object lies anywhere inside the picture; along it, it starts near the side it comes from.
+    # Without that the direction would hardly change a clip's mean, and a small model would not learn the word.
+    margin = 1.3 * radius[:, None]
+    across = margin + (size - 1 - 2 * margin) * uniform(n, 2)
+    start = margin + uniform(n, 2, high=6.0)
+    middle = torch.where(step > 0, start, size - 1 - start) + step * (frames - 1) / 2
+    path = torch.where(step == 0, across, middle)[:, None] + step[:, None] * time[None, :, None]
 
     background = torch.multinomial(torch.tensor(BACKGROUND_SHARES), n, replacement=True, generator=generator)
     dark = (background == BACKGROUNDS.index("dark"))[:, None, None]

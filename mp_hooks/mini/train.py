@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from mp_hooks.errors import MotionPromptError, exits_cleanly
 from mp_hooks.files import replacing
-from mp_hooks.mini.clips import FRAMES, captions, draw, sample_scenes
+from mp_hooks.mini.clips import DIRECTIONS, FRAMES, captions, draw, sample_scenes
 from mp_hooks.mini.model import LATENT_CHANNELS, build_pipeline, load_pipeline
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ class TrainingConfig:
     rate: float = 1e-3
     ema: float = 0.998
     prompt_dropout: float = 0.1
-    start: str | None = None  # folder of a pipeline whose weights to begin with; its autoencoder is kept
+    prior_minutes: float = 3.0
+    start: str | None = None  # folder of a pipeline: its autoencoder is kept, its UNet begun with
 
 
 @dataclass
@@ -201,19 +202,23 @@ def train_vae(vae: AutoencoderKL, config: TrainingConfig, out: Path, rank: int) 
 
 
 def encode_latents(vae: AutoencoderKL, pipe: AnimateDiffPipeline, config: TrainingConfig, out: Path, rank: int) -> dict:
-    """Draw this worker's share of the training clips and encode it once; latents [n, c, t, h, w] half, ids [n, l]."""
+    """Draw this worker's share of the training clips and encode it once.
+
+    Returns latents [n, c, t, h, w] half, ids [n, l], and the kind [n], which numbers colours x directions.
+    """
     path = out / f"latents-{rank}.safetensors"
     if path.is_file():
         return load_file(path)
     generator = torch.Generator().manual_seed(config.seed + 2000 + rank)
-    latents, words = [], []
+    latents, words, kinds = [], [], []
     for _ in tqdm(range(config.clips // config.workers // CHUNK), desc="latents", disable=rank > 0):
         scenes = sample_scenes(CHUNK, generator)
         words += captions(scenes)
+        kinds.append(scenes.colour * len(DIRECTIONS) + scenes.direction)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             mean = vae.encode(draw(scenes).transpose(1, 2).flatten(0, 1)).latent_dist.mean
         latents.append(mean.unflatten(0, (CHUNK, FRAMES)).transpose(1, 2).half())
-    data = {"latents": torch.cat(latents).contiguous(), "ids": token_ids(pipe, words).int()}
+    data = {"latents": torch.cat(latents).contiguous(), "ids": token_ids(pipe, words).int(), "kind": torch.cat(kinds)}
     with replacing(path) as temporary:
         save_file(data, temporary)
     return data
@@ -239,6 +244,29 @@ def fold_normalisation(vae: AutoencoderKL, mean: Tensor, deviation: Tensor) -> N
         vae.quant_conv.bias[c:] -= 2 * deviation.log()
         vae.post_quant_conv.bias += vae.post_quant_conv.weight[:, :, 0, 0] @ mean
         vae.post_quant_conv.weight *= deviation[None, :, None, None]
+
+
+def train_prior(pipe: AnimateDiffPipeline, data: dict, config: TrainingConfig, out: Path, rank: int) -> None:
+    """Teach text encoder and UNet what a caption means before anything is seen: at pure noise, the mean of its clips.
+
+    The direction shows only together with place and time. Trained on noisy clips from the start, the text path serves
+    colour and shape, which are easy, and is then closed to the direction for good (measured: docs/mini.md).
+    """
+    latents, kind, ids = data["latents"].float(), data["kind"], data["ids"].long()
+    means = torch.stack([latents[kind == number].mean(0) for number in range(int(kind.max()) + 1)])
+    modules = nn.ModuleDict({"unet": pipe.unet.train(), "text_encoder": pipe.text_encoder.train()})
+    loop = Loop("prior", modules, config.prior_minutes, config.rate, config.ema, out, rank, config.workers)
+
+    def loss(generator: torch.Generator) -> Tensor:
+        index = torch.randint(len(ids), (config.batch,), generator=generator)
+        noise = torch.randn(len(index), *latents.shape[1:], generator=generator)
+        time_steps = torch.full((len(index),), len(pipe.scheduler.alphas_cumprod) - 1)
+        text = pipe.text_encoder(ids[index])[0]
+        with torch.autocast("cpu", torch.bfloat16):
+            predicted = pipe.unet(noise, time_steps, text.repeat_interleave(FRAMES, dim=0)).sample
+        return functional.mse_loss(predicted.float(), -means[kind[index]])  # the velocity where nothing but noise is
+
+    loop.run(loss)
 
 
 def train_unet(pipe: AnimateDiffPipeline, data: dict, config: TrainingConfig, out: Path, rank: int) -> Loop:
@@ -271,6 +299,14 @@ def train_unet(pipe: AnimateDiffPipeline, data: dict, config: TrainingConfig, ou
     return loop
 
 
+def open_text_attention(unet: nn.Module) -> None:
+    """Make every text token count about the same again, for a text encoder that starts anew."""
+    with torch.no_grad():
+        for name, module in unet.named_modules():
+            if name.endswith("attn2") and "motion" not in name:
+                module.to_k.weight *= 0.05
+
+
 def export(pipe: AnimateDiffPipeline, loop: Loop, out: Path) -> None:
     """Save the pipeline with averaged weights, in half precision except the small text encoder, to out/model."""
     averaged = loop.averaged()
@@ -296,7 +332,8 @@ def work(rank: int, config: TrainingConfig, out: Path, port: int) -> None:
     pipe = build_pipeline()
     if config.start:
         begin = load_pipeline(config.start)
-        pipe.register_modules(text_encoder=begin.text_encoder, unet=begin.unet, vae=begin.vae.eval())
+        pipe.register_modules(unet=begin.unet, vae=begin.vae.eval())
+        open_text_attention(pipe.unet)
     else:
         pipe.vae = train_vae(pipe.vae, config, out, rank)
     pipe.vae.requires_grad_(False)
@@ -305,6 +342,7 @@ def work(rank: int, config: TrainingConfig, out: Path, port: int) -> None:
     fold_normalisation(pipe.vae, *moments)
     mean, deviation = (part.view(1, -1, 1, 1, 1) for part in moments)
     data["latents"] = ((data["latents"].float() - mean) / deviation).half()
+    train_prior(pipe, data, config, out, rank)
     loop = train_unet(pipe, data, config, out, rank)
     if rank == 0:
         export(pipe, loop, out)
@@ -347,8 +385,8 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog="python -m mp_hooks.mini.train", description=__doc__)
     result.add_argument("--out", type=Path, required=True, help="folder of the run")
     result.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    result.add_argument("--start", metavar="FOLDER", help="begin with this pipeline's weights; keep its autoencoder")
-    for name in ("minutes", "vae_minutes", "clips", "workers", "seed"):
+    result.add_argument("--start", metavar="FOLDER", help="keep this pipeline's autoencoder, begin with its UNet")
+    for name in ("minutes", "vae_minutes", "prior_minutes", "clips", "workers", "seed"):
         default = getattr(TrainingConfig, name)
         result.add_argument("--" + name.replace("_", "-"), type=type(default), default=default)
     return result
