@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 # name -> "module:class"; order matters where one host could be taken for another
 BACKBONES = {
-    "videocrafter2": "mp_hooks.backbones.lvdm:VideoCrafter",
+    "videocrafter2": "mp_hooks.backbones.lvdm.videocrafter:VideoCrafter",
+    "dynamicrafter": "mp_hooks.backbones.lvdm.dynamicrafter:DynamiCrafter",
     "diffusers-animatediff": "mp_hooks.backbones.diffusers.animatediff:AnimateDiff",
     "diffusers-text-to-video-sd": "mp_hooks.backbones.diffusers.text_to_video_sd:TextToVideoSD",
     "diffusers-cogvideox": "mp_hooks.backbones.diffusers.cogvideox:CogVideoX",

@@ -1,4 +1,4 @@
-"""LVDM hosts: VideoCrafter. Facts about their code carry the commit in patches/."""
+"""What lvdm hosts share: their DDIM samplers. Facts about their code carry the commit in patches/."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import inspect
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,36 +21,35 @@ from mp_hooks.guidance.tokens import TextInput
 REMEMBERED_ENCODINGS = 32  # prompt batches a script may encode before it samples
 
 
-class VideoCrafter(Adapter):
-    """VideoCrafter text-to-video: `host` is its LatentDiffusion model.
+class LVDM(Adapter):
+    """`host` is a LatentDiffusion model, sampled by the DDIMSampler of `sampler_modules`, the first unless told.
 
     The sampler never sees prompts, so they are remembered as they are encoded. Undecorated, DDIMSampler.p_sample_ddim
-    returns (x_prev, pred_x0) with a graph through the host's own guidance; pred_x0 is the clean latent.
+    returns (x_prev, pred_x0) with a graph through the host's own guidance.
     """
 
-    name = "videocrafter2"
-    sampler_module = "lvdm.models.samplers.ddim"
+    sampler_modules: ClassVar[tuple[str, ...]] = ("lvdm.models.samplers.ddim",)
 
     def __init__(self, host: nn.Module) -> None:
         super().__init__(host)
-        self._sampler = importlib.import_module(self.sampler_module).DDIMSampler
+        self._samplers = [importlib.import_module(module).DDIMSampler for module in self.sampler_modules]
         self._encoded: deque[tuple[list[str], Tensor]] = deque(maxlen=REMEMBERED_ENCODINGS)
-
-    @classmethod
-    def recognises(cls, host: Any) -> bool:
-        bases = {(base.__module__, base.__name__) for base in type(host).__mro__}
-        return ("lvdm.models.ddpm3d", "LatentDiffusion") in bases
 
     # --- where and when
 
     def run_site(self) -> Site:
-        return self._sampler, "sample"
+        return self._samplers[0], "sample"
 
     def step_site(self) -> Site:
-        return self._sampler, "p_sample_ddim"
+        return self._samplers[0], "p_sample_ddim"
 
     def watch(self) -> dict[Site, Callable[..., Any]]:
-        return {(self.host, "get_learned_conditioning"): self._remember}
+        further = self._samplers[1:]
+        return {
+            (self.host, "get_learned_conditioning"): self._remember,
+            **{(sampler, "sample"): self._around_run for sampler in further},
+            **{(sampler, "p_sample_ddim"): self._around_step for sampler in further},
+        }
 
     def _remember(self, original: Callable[..., Tensor], prompts: Sequence[str] | str) -> Tensor:
         encoding = original(prompts)
@@ -76,8 +75,9 @@ class VideoCrafter(Adapter):
         sampler, latents = call.arguments["self"], call.arguments["x"]
         if sampler.model is not self.host:
             return None
-        for name in ("c", "unconditional_conditioning"):
-            call.arguments[name] = detached(call.arguments.get(name))
+        call.arguments["c"] = detached(call.arguments["c"])
+        call.arguments["unconditional_conditioning"] = detached(call.arguments.get("unconditional_conditioning"))
+        call.arguments["kwargs"] = detached(call.arguments.get("kwargs", {}))
         # the host's index counts down to 0, its last step
         total = sampler.ddpm_num_timesteps if call.arguments.get("use_original_steps") else len(sampler.ddim_timesteps)
         return Step(
@@ -91,8 +91,8 @@ class VideoCrafter(Adapter):
         )
 
     def take(self, step: Step, conditioning: Tensor) -> tuple[Tensor, Tensor]:
-        call = self._with_text(step, conditioning)
-        return self.original_step(*call.args, **call.kwargs)
+        with torch.no_grad():
+            return self._sampled(step, conditioning)
 
     # --- the host's own computations
 
@@ -110,9 +110,12 @@ class VideoCrafter(Adapter):
         return type(self.host).get_learned_conditioning(self.host, list(prompts))
 
     def predict_clean(self, step: Step, conditioning: Tensor) -> Tensor:
+        return self._sampled(step, conditioning)[1]
+
+    def _sampled(self, step: Step, conditioning: Tensor) -> tuple[Tensor, Tensor]:
+        """(x_prev, pred_x0) of the host's own step, undecorated."""
         call = self._with_text(step, conditioning)
-        _, clean = inspect.unwrap(self.original_step)(*call.args, **call.kwargs)
-        return clean
+        return inspect.unwrap(type(call.arguments["self"]).p_sample_ddim)(*call.args, **call.kwargs)
 
     def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
         dtype = next(self.host.first_stage_model.parameters()).dtype
@@ -123,19 +126,23 @@ class VideoCrafter(Adapter):
 
     @contextmanager
     def scope(self, step: Step) -> Iterator[None]:
-        """The unconditional branch is computed once, and the host's checkpointing is one that autograd.grad takes."""
-        unconditional = step.call.arguments["unconditional_conditioning"]
-        known: list[Tensor] = []
+        """Branches without T are computed once, and the host's checkpointing is one that autograd.grad takes."""
+        arguments = step.call.arguments
+        without_text = [arguments["unconditional_conditioning"], *arguments["kwargs"].values()]
+        constant = {id(value) for value in without_text if isinstance(value, dict)}
+        known: dict[int, Tensor] = {}
 
         def once(original: Callable[..., Tensor], x: Tensor, t: Tensor, cond: Any, **kwargs: Any) -> Tensor:
-            if cond is not unconditional or unconditional is None:
+            if id(cond) not in constant:
                 return original(x, t, cond, **kwargs)
-            if not known:
+            if id(cond) not in known:
                 with torch.no_grad():
-                    known.append(original(x, t, cond, **kwargs))
-            return known[0]
+                    known[id(cond)] = original(x, t, cond, **kwargs)
+            return known[id(cond)]
 
-        def without_reentry(original: Callable[..., Any], function: Callable[..., Any], *inputs: Any) -> Any:
+        def without_reentry(
+            original: Callable[..., Any], function: Callable[..., Any], *inputs: Any, use_reentrant: bool = False
+        ) -> Any:
             return original(function, *inputs, use_reentrant=False)
 
         hooks = Hooks()
