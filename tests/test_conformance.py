@@ -13,7 +13,7 @@ from mp_hooks.backbones import BACKBONES
 from mp_hooks.patching import manifest
 from mp_hooks.testing import ConformanceSuite
 from mp_hooks.testing.diffusers import AnimateDiffCase, CogVideoXCase, LTXCase, TextToVideoSDCase, WanCase
-from mp_hooks.testing.lvdm import VideoCrafterCase
+from mp_hooks.testing.lvdm import DynamiCrafterCase, VideoCrafterCase
 
 
 def checkout(name: str) -> Path:
@@ -37,6 +37,20 @@ class TestVideoCrafter(ConformanceSuite):
     @pytest.fixture(scope="class", autouse=True)
     def _case(self, request: pytest.FixtureRequest) -> None:
         request.cls.case = VideoCrafterCase(checkout("videocrafter2"))
+
+
+@pytest.mark.upstream
+class TestDynamiCrafter(ConformanceSuite):
+    @pytest.fixture(scope="class", autouse=True)
+    def _case(self, request: pytest.FixtureRequest) -> None:
+        request.cls.case = DynamiCrafterCase(checkout("dynamicrafter"))
+
+
+@pytest.mark.upstream
+class TestDynamiCrafterWithImageScale(ConformanceSuite):
+    @pytest.fixture(scope="class", autouse=True)
+    def _case(self, request: pytest.FixtureRequest) -> None:
+        request.cls.case = DynamiCrafterCase(checkout("dynamicrafter"), cfg_img=4.0)
 
 
 class TestAnimateDiff(ConformanceSuite):
@@ -94,6 +108,7 @@ class TestLTXVariants(ConformanceSuite):
 def test_every_adapter_is_held_to_the_kit() -> None:
     tested = {
         "videocrafter2": TestVideoCrafter,
+        "dynamicrafter": TestDynamiCrafter,
         "diffusers-animatediff": TestAnimateDiff,
         "diffusers-text-to-video-sd": TestTextToVideoSD,
         "diffusers-cogvideox": TestCogVideoX,

@@ -1,4 +1,4 @@
-"""Tiny random VideoCrafter: real code, random weights, seconds on a CPU.
+"""Tiny random VideoCrafter and DynamiCrafter: real code, random weights, seconds on a CPU.
 
 python -m mp_hooks.testing.lvdm CHECKOUT OUT      writes OUT/tiny.yaml and OUT/tiny.ckpt for the host's script
 """
@@ -62,7 +62,28 @@ def importable(checkout: Path) -> Iterator[None]:
                 del sys.modules[name]
 
 
-class VideoCrafterCase(HostCase):
+class LVDMCase(HostCase):
+    """What both hosts share."""
+
+    @contextmanager
+    def in_float64(self, host: nn.Module) -> Iterator[None]:
+        """The UNet casts its input to the precision it was built for."""
+        unet = host.model.diffusion_model
+        own = unet.dtype
+        unet.dtype = torch.float64
+        host.double()  # the noise schedule too
+        try:
+            with super().in_float64(host):
+                yield
+        finally:
+            unet.dtype = own
+            host.float()
+
+    def own_decode(self, host: nn.Module, clean: Tensor) -> Tensor:
+        return host.decode_first_stage(clean)
+
+
+class VideoCrafterCase(LVDMCase):
     """Text-to-video through DDIMSampler, as the host's batch_ddim_sampling calls it."""
 
     def __init__(self, checkout: Path, steps: int = 4, frames: int = 4) -> None:
@@ -101,22 +122,79 @@ class VideoCrafterCase(HostCase):
         self.sample(host, prompts, seed, callback=lambda clean, _step: predictions.append(clean))
         return predictions
 
-    @contextmanager
-    def in_float64(self, host: nn.Module) -> Iterator[None]:
-        """The UNet casts its input to the precision it was built for."""
-        unet = host.model.diffusion_model
-        own = unet.dtype
-        unet.dtype = torch.float64
-        host.double()  # the noise schedule too
-        try:
-            with super().in_float64(host):
-                yield
-        finally:
-            unet.dtype = own
-            host.float()
 
-    def own_decode(self, host: nn.Module, clean: Tensor) -> Tensor:
-        return host.decode_first_stage(clean)
+class DynamiCrafterCase(LVDMCase):
+    """Image-to-video from its 512 configuration, as the host's image_guided_synthesis calls it.
+
+    v-prediction, dynamic rescale, guidance_rescale and decoding frame by frame; `cfg_img` turns on the sampler with a
+    scale of its own for the image.
+    """
+
+    steps, frames = 4, 4
+
+    def __init__(self, checkout: Path, cfg_img: float | None = None) -> None:
+        self.checkout, self.cfg_img = checkout, cfg_img
+
+    @contextmanager
+    def open(self) -> Iterator[nn.Module]:
+        with importable(self.checkout), shims(manifest.load("dynamicrafter").script.shims, "cpu"):
+            import open_clip
+            from omegaconf import OmegaConf
+
+            open_clip.add_model_config(TEXT)
+            config = OmegaConf.load(self.checkout / "configs" / "inference_512_v1.0.yaml")
+            params = config.model.params
+            params.unet_config.params.update(
+                model_channels=32, num_head_channels=16, context_dim=64, temporal_length=self.frames
+            )
+            params.unet_config.params.use_checkpoint = False  # as the host's script sets it
+            params.first_stage_config.params.ddconfig.ch = 32
+            params.cond_stage_config.params.update(arch=TEXT.stem, version=None)
+            params.img_cond_stage_config.params.update(arch=TEXT.stem, version=None)
+            params.image_proj_stage_config.params.update(
+                dim=64, depth=1, dim_head=16, heads=4, embedding_dim=64, output_dim=64, video_length=self.frames
+            )
+            yield build(config)
+
+    def sample(self, host: nn.Module, prompts: list[str], seed: int, callback: Any = None) -> Tensor:
+        name = "ddim" if self.cfg_img is None else "ddim_multiplecond"
+        sampler = importlib.import_module(f"lvdm.models.samplers.{name}").DDIMSampler(host)
+        torch.manual_seed(seed)
+        image = torch.rand(len(prompts), 3, 64, 64) * 2 - 1
+        first = torch.randn(len(prompts), host.channels, 1, 8, 8).expand(-1, -1, self.frames, -1, -1)
+
+        def conditioning(words: list[str], picture: Tensor) -> dict[str, list[Tensor]]:
+            tokens = host.image_proj_model(host.embedder(picture))
+            return {"c_crossattn": [torch.cat([host.get_learned_conditioning(words), tokens], 1)], "c_concat": [first]}
+
+        nothing = [""] * len(prompts)
+        image_only = None if self.cfg_img is None else conditioning(nothing, image)
+        latents, _ = sampler.sample(
+            S=self.steps,
+            batch_size=len(prompts),
+            shape=(host.channels, self.frames, 8, 8),
+            unconditional_conditioning=conditioning(nothing, torch.zeros_like(image)),
+            conditioning=conditioning(prompts, image),
+            unconditional_guidance_scale=7.5,
+            unconditional_conditioning_img_nonetext=image_only,
+            cfg_img=self.cfg_img,
+            eta=1.0,
+            fs=torch.tensor([24] * len(prompts)),
+            timestep_spacing="uniform_trailing",
+            guidance_rescale=0.7,
+            verbose=False,
+            img_callback=callback and (lambda clean, step: callback(clean / self._rescale(sampler, step))),
+        )
+        return latents
+
+    def _rescale(self, sampler: Any, step: int) -> float:
+        """What the host multiplies its pred_x0 with."""
+        return float(sampler.ddim_scale_arr_prev[self.steps - 1 - step])
+
+    def own_predictions(self, host: nn.Module, prompts: list[str], seed: int) -> list[Tensor]:
+        predictions: list[Tensor] = []
+        self.sample(host, prompts, seed, callback=predictions.append)
+        return predictions
 
 
 def write_tiny(checkout: Path, out: Path) -> tuple[Path, Path]:
