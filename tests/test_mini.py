@@ -223,15 +223,18 @@ def test_a_training_run_resumes_where_it_stopped(tmp_path: Path, pipe):
     from mp_hooks.mini.train import CHUNK, TrainingConfig, train, work
 
     threads = torch.get_num_threads()
-    config = TrainingConfig(workers=1, vae_minutes=0.01, vae_clips=CHUNK, clips=CHUNK, minutes=0.01, batch=2)
+    short = {"vae_minutes": 0.01, "prior_minutes": 0.01, "minutes": 0.01}
+    config = TrainingConfig(workers=1, vae_clips=CHUNK, clips=CHUNK, batch=2, **short)
+    stages = ("vae", "prior", "unet")
     try:
         work(0, config, tmp_path, port=0)
-        steps = {name: torch.load(tmp_path / f"{name}.pt", weights_only=True)["step"] for name in ("vae", "unet")}
+        steps = {name: torch.load(tmp_path / f"{name}.pt", weights_only=True)["step"] for name in stages}
         work(0, replace(config, minutes=0.05), tmp_path, port=0)
     finally:
         torch.set_num_threads(threads)
     assert min(steps.values()) > 0
-    assert torch.load(tmp_path / "vae.pt", weights_only=True)["step"] == steps["vae"]
+    for name in ("vae", "prior"):
+        assert torch.load(tmp_path / f"{name}.pt", weights_only=True)["step"] == steps[name]
     assert torch.load(tmp_path / "unet.pt", weights_only=True)["step"] > steps["unet"]
     assert bool(
         sample(["red circle moving left"], [0], steps=2, pipe=load_pipeline(tmp_path / "model")).isfinite().all()
@@ -241,6 +244,25 @@ def test_a_training_run_resumes_where_it_stopped(tmp_path: Path, pipe):
         train(config, tmp_path, resume=False)
     with pytest.raises(MotionPromptError, match="other settings"):
         train(replace(config, batch=3), tmp_path, resume=True)
+
+
+def test_training_can_begin_with_another_pipeline(tmp_path: Path, pipe):
+    from mp_hooks.mini.train import CHUNK, TrainingConfig, work
+
+    pipe.save_pretrained(tmp_path / "first", safe_serialization=True)
+    config = TrainingConfig(
+        workers=1, clips=CHUNK, batch=2, prior_minutes=1e-6, minutes=1e-6, rate=0.0, start=str(tmp_path / "first")
+    )
+    threads = torch.get_num_threads()
+    try:
+        work(0, config, tmp_path / "second", port=0)
+    finally:
+        torch.set_num_threads(threads)
+    assert not (tmp_path / "second" / "vae.pt").exists()
+    second = load_pipeline(tmp_path / "second" / "model")
+    for name in ("conv_in", "conv_out"):
+        ours, theirs = getattr(second.unet, name).weight, getattr(pipe.unet, name).weight
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-2)
 
 
 # --- the packaged weights ----------------------------------------------------------------------------------------

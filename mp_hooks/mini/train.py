@@ -1,6 +1,6 @@
-"""Training of the mini model: autoencoder, latents, then text encoder and UNet together; every stage can be resumed.
+"""Training of the mini model: autoencoder, latents, then text encoder and UNet; every stage can be resumed.
 
-`python -m mp_hooks.mini.train --out DIR` leaves in DIR: config.json, vae.pt and unet.pt (checkpoints), latents-N
+`python -m mp_hooks.mini.train --out DIR` leaves in DIR: config.json, vae.pt, prior.pt, unet.pt (checkpoints), latents-N
 (one file a worker), log.csv and model/ (the pipeline, renewed while training goes on).
 """
 
