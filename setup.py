@@ -14,7 +14,7 @@ DECORD = [
     "eva-decord>=0.6; platform_system == 'Darwin'",
 ]
 
-DIFFUSERS = ["diffusers>=0.30", "transformers>=4.40", "accelerate>=0.30", "sentencepiece"]
+DIFFUSERS = ["diffusers>=0.30", "transformers>=4.40", "accelerate>=0.30", "sentencepiece", "ftfy"]
 
 MINI = [*DIFFUSERS, "scipy>=1.15", "matplotlib", "jinja2"]
 
@@ -25,6 +25,8 @@ EXTRAS = {
     "diffusers": DIFFUSERS,
     # What VideoCrafter's own code imports. open_clip 2.23 drops an argument its image encoder uses.
     "videocrafter": ["open_clip_torch>=2.20,<2.23", "transformers>=4.25", "kornia", "opencv-python-headless"],
+    # What LaVie's own code imports.
+    "lavie": [*DIFFUSERS, "rotary_embedding_torch"],
     # The embedded mini model and its experiment: statistics, plots, the page.
     "mini": MINI,
     "test": ["pytest>=7", "hypothesis", "ruff", "opencv-python-headless", *MINI],

@@ -6,20 +6,23 @@ source scripts/environment.sh
 
 prepare_environment test
 
-echo "== VideoCrafter's code, for the tests against it"
+echo "== the hosts' code, for the tests against it"
 if "$python" - <<'PY'
 import sys
 from mp_hooks import patching
 from mp_hooks.errors import MotionPromptError
 
-host = patching.load("videocrafter2")
-try:
-    patching.fetch(host, patching.default_checkout(host), timeout=60)
-except MotionPromptError as error:
-    sys.exit(f"not to be had, its tests are skipped: {error}")
+there = 0
+for host in map(patching.load, patching.names()):
+    try:
+        patching.fetch(host, patching.default_checkout(host), timeout=60)
+        there += 1
+    except MotionPromptError as error:
+        print(f"{host.title} is not to be had, its tests are skipped: {error}")
+sys.exit(not there)
 PY
 then
-    prepare_environment test,videocrafter
+    prepare_environment test,videocrafter,lavie
 fi
 
 failed=0

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 
 from mp_hooks.backbones import BACKBONES
-from mp_hooks.patching import manifest
 from mp_hooks.testing import ConformanceSuite
 from mp_hooks.testing.diffusers import AnimateDiffCase, CogVideoXCase, LTXCase, TextToVideoSDCase, WanCase
+from mp_hooks.testing.lavie import LaVieCase
 from mp_hooks.testing.lvdm import DynamiCrafterCase, VideoCrafterCase
 
 
 def checkout(name: str) -> Path:
     """The host's populated submodule; skips with the reason where it is empty."""
-    folder = manifest.default_checkout(manifest.load(name))
+    folder = Path(__file__).parents[1] / "third_party" / name
     if not any(folder.glob("*.md")):
-        pytest.skip(f"{folder.name} is not in third_party/; mp-patch {name} gets it")
+        pytest.skip(f"{name} is not in third_party/; git submodule update --init third_party/{name} gets it")
     return folder
 
 
@@ -36,21 +36,28 @@ class FreeInitCase(AnimateDiffCase):
 class TestVideoCrafter(ConformanceSuite):
     @pytest.fixture(scope="class", autouse=True)
     def _case(self, request: pytest.FixtureRequest) -> None:
-        request.cls.case = VideoCrafterCase(checkout("videocrafter2"))
+        request.cls.case = VideoCrafterCase(checkout("VideoCrafter"))
+
+
+@pytest.mark.upstream
+class TestLaVie(ConformanceSuite):
+    @pytest.fixture(scope="class", autouse=True)
+    def _case(self, request: pytest.FixtureRequest) -> None:
+        request.cls.case = LaVieCase(checkout("LaVie"))
 
 
 @pytest.mark.upstream
 class TestDynamiCrafter(ConformanceSuite):
     @pytest.fixture(scope="class", autouse=True)
     def _case(self, request: pytest.FixtureRequest) -> None:
-        request.cls.case = DynamiCrafterCase(checkout("dynamicrafter"))
+        request.cls.case = DynamiCrafterCase(checkout("DynamiCrafter"))
 
 
 @pytest.mark.upstream
 class TestDynamiCrafterWithImageScale(ConformanceSuite):
     @pytest.fixture(scope="class", autouse=True)
     def _case(self, request: pytest.FixtureRequest) -> None:
-        request.cls.case = DynamiCrafterCase(checkout("dynamicrafter"), cfg_img=4.0)
+        request.cls.case = DynamiCrafterCase(checkout("DynamiCrafter"), cfg_img=4.0)
 
 
 class TestAnimateDiff(ConformanceSuite):
@@ -108,6 +115,7 @@ class TestLTXVariants(ConformanceSuite):
 def test_every_adapter_is_held_to_the_kit() -> None:
     tested = {
         "videocrafter2": TestVideoCrafter,
+        "lavie": TestLaVie,
         "dynamicrafter": TestDynamiCrafter,
         "diffusers-animatediff": TestAnimateDiff,
         "diffusers-text-to-video-sd": TestTextToVideoSD,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 BACKBONES = {
     "videocrafter2": "mp_hooks.backbones.lvdm.videocrafter:VideoCrafter",
     "dynamicrafter": "mp_hooks.backbones.lvdm.dynamicrafter:DynamiCrafter",
+    "lavie": "mp_hooks.backbones.lavie:LaVie",
     "diffusers-animatediff": "mp_hooks.backbones.diffusers.animatediff:AnimateDiff",
     "diffusers-text-to-video-sd": "mp_hooks.backbones.diffusers.text_to_video_sd:TextToVideoSD",
     "diffusers-cogvideox": "mp_hooks.backbones.diffusers.cogvideox:CogVideoX",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import sys
 import typing
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -124,4 +126,47 @@ def open_clip_batch_first() -> Iterator[None]:
         return created
 
     with swapped(open_clip, "create_model_and_transforms", create_sequence_first):
+        yield
+
+
+def _diffusers_lacks_pipeline_utils(_device: str | None) -> bool:
+    return importlib.util.find_spec("diffusers.pipeline_utils") is None
+
+
+@shim(
+    "diffusers_pipeline_utils",
+    "diffusers 0.26 and later have no module pipeline_utils at the top",
+    needed=_diffusers_lacks_pipeline_utils,
+)
+@contextmanager
+def diffusers_pipeline_utils() -> Iterator[None]:
+    """diffusers.pipeline_utils.DiffusionPipeline, where LaVie looks for it."""
+    import diffusers
+
+    module = ModuleType("diffusers.pipeline_utils")
+    module.DiffusionPipeline = diffusers.DiffusionPipeline
+    sys.modules[module.__name__] = module
+    try:
+        yield
+    finally:
+        del sys.modules[module.__name__]
+
+
+def _transformers_lacks_feature_extractor(_device: str | None) -> bool:
+    import transformers
+
+    return not hasattr(transformers, "CLIPFeatureExtractor")
+
+
+@shim(
+    "clip_feature_extractor",
+    "transformers 5 has no CLIPFeatureExtractor",
+    needed=_transformers_lacks_feature_extractor,
+)
+@contextmanager
+def clip_feature_extractor() -> Iterator[None]:
+    """transformers.CLIPFeatureExtractor is CLIPImageProcessor, which replaced it."""
+    from transformers import CLIPImageProcessor  # this import may replace the module itself
+
+    with swapped(sys.modules["transformers"], "CLIPFeatureExtractor", CLIPImageProcessor):
         yield

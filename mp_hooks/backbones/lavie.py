@@ -1,0 +1,60 @@
+"""LaVie's base model: its VideoGenPipeline is a diffusers pipeline of its own. Facts carry the commit in patches/."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from mp_hooks.backbones.diffusers.pipeline import BatchedGuidance
+from mp_hooks.backbones.diffusers.text import clip_text
+from mp_hooks.guidance import Step
+from mp_hooks.guidance.tokens import TextInput
+
+LATENT_SCALE = 0.18215  # Stable Diffusion's, written out in the host's decode_latents
+
+
+class LaVie(BatchedGuidance):
+    """Both branches in one call, a guidance scale that is not stored, Stable Diffusion's text encoder and VAE.
+
+    The host's own decoding ends in whole brightness levels, through which no gradient passes: the VAE is called as it
+    does.
+    """
+
+    name = "lavie"
+    pipeline = "VideoGenPipeline"
+    denoiser = "unet"
+    latents_argument = "sample"
+
+    @classmethod
+    def recognises(cls, host: Any) -> bool:
+        return (type(host).__module__, type(host).__name__) == ("pipeline_videogen", cls.pipeline)
+
+    def prompts(self, *args: Any, **kwargs: Any) -> list[str] | None:
+        prompts = super().prompts(*args, **kwargs)
+        if prompts is None:
+            return None
+        return [prompt for prompt in prompts for _ in range(self.asked["num_images_per_prompt"])]
+
+    @property
+    def guided(self) -> bool:
+        return self.asked["guidance_scale"] > 1
+
+    def scale(self, step: Step) -> float:
+        return self.asked["guidance_scale"]
+
+    def clip_frames(self, latents: Tensor) -> int:
+        return latents.shape[2]
+
+    @property
+    def text(self) -> TextInput:
+        return clip_text(self.host)
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        return self.host._encode_prompt(list(prompts), self.host.text_encoder.device, 1, False)
+
+    def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
+        latents = clean[:, :, list(frames)].transpose(1, 2) / LATENT_SCALE
+        decoded = self.host.vae.decode(latents.flatten(0, 1).to(self.host.vae.dtype)).sample
+        return decoded.unflatten(0, (len(clean), len(frames))).transpose(1, 2)
