@@ -9,19 +9,25 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
+from mp_hooks.backbones.diffusers.schedule import clean_latents
+from mp_hooks.backbones.hooks import Hooks
 from mp_hooks.errors import exits_cleanly
-from mp_hooks.mini.clips import FRAME_RATE, captions, draw, sample_scenes
-from mp_hooks.mini.model import PACKAGED, load_pipeline, sample
+from mp_hooks.mini.clips import FRAME_RATE, FRAMES, captions, draw, sample_scenes
+from mp_hooks.mini.model import GUIDANCE_SCALE, PACKAGED, load_pipeline, sample
 from mp_hooks.video import as_frames, write_video
+
+if TYPE_CHECKING:
+    from diffusers import AnimateDiffPipeline
 
 CHUNK = 8
 SEED = 700_000  # far from the seeds of experiments
@@ -34,18 +40,54 @@ def _pipeline(model: str) -> Any:
 
 
 @torch.no_grad()
-def _write_chunk(model: str, out: Path, chunk: int) -> None:
-    """Eight clips of each kind. Drawn ones pass the autoencoder, so that its blur does not give the classes away."""
+def _write_chunk(model: str, out: Path, chunk: int, steps: Sequence[int]) -> None:
+    """Eight clips of each kind, or what is predicted of eight at each of `steps`."""
     pipe = _pipeline(model)
     scenes = sample_scenes(CHUNK, torch.Generator().manual_seed(SEED + chunk), held_out=None)
     scenes.words[:, 1] = False  # no quality word: the model itself decides whether a fault appears
+    prompts = captions(scenes)
     drawn = draw(scenes.without_faults())
     latents = pipe.vae.encode(drawn.transpose(1, 2).flatten(0, 1)).latent_dist.mean
-    drawn = pipe.vae.decode(latents).sample.unflatten(0, (CHUNK, -1)).transpose(1, 2)
+    latents = latents.unflatten(0, (CHUNK, -1)).transpose(1, 2)
     seeds = range(SEED + CHUNK * chunk, SEED + CHUNK * (chunk + 1))
-    for name, videos in (("real", drawn), ("sampled", sample(captions(scenes), seeds, pipe=pipe))):
-        for number, video in enumerate(videos, CHUNK * chunk):
-            write_video(out / name / name / f"{name}-{number:05d}.mp4", as_frames(video), FRAME_RATE)
+    predictions: list[Tensor] = []
+
+    def noted(original: Callable[..., Any], *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        predictions.append(result.pred_original_sample)
+        return result if return_dict else (result.prev_sample,)
+
+    hooks = Hooks()
+    hooks.wrap(pipe.scheduler, "step", noted)
+    try:
+        sampled = sample(prompts, seeds, pipe=pipe)
+    finally:
+        hooks.remove()
+    # Drawn clips pass the autoencoder, so that its blur does not give the classes away.
+    pairs = {"": (pipe.decode_latents(latents), sampled)}
+    if steps:
+        generator = torch.Generator().manual_seed(SEED + chunk)
+        real = {step: _predicted(pipe, latents, prompts, step, generator) for step in steps}
+        pairs = {f"-{step:02d}": tuple(map(pipe.decode_latents, (real[step], predictions[step]))) for step in steps}
+    for suffix, videos in pairs.items():
+        for name, batch in zip(("real", "sampled"), videos, strict=True):
+            for number, video in enumerate(batch, CHUNK * chunk):
+                write_video(out / name / name / f"{name}-{number:05d}{suffix}.mp4", as_frames(video), FRAME_RATE)
+
+
+def _predicted(
+    pipe: AnimateDiffPipeline, latents: Tensor, prompts: Sequence[str], step: int, generator: torch.Generator
+) -> Tensor:
+    """z0_hat [b, c, t, h, w] of clean latents that carry as much noise as a sampling at `step`."""
+    timestep = pipe.scheduler.timesteps[step]
+    noise = torch.randn(latents.shape, generator=generator)
+    noisy = pipe.scheduler.add_noise(latents, noise, timestep[None])
+    text, empty = pipe.encode_prompt(list(prompts), "cpu", 1, True)
+    conditional, unconditional = (
+        pipe.unet(noisy, timestep, rows.repeat_interleave(FRAMES, dim=0)).sample for rows in (text, empty)
+    )
+    output = unconditional + GUIDANCE_SCALE * (conditional - unconditional)
+    return clean_latents(pipe.scheduler, noisy, output, float(timestep))
 
 
 @exits_cleanly
@@ -54,10 +96,13 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", type=Path, default=PACKAGED, help="pipeline folder (default: the packaged one)")
     parser.add_argument("--clips", type=int, default=448, help="of each kind (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=int, nargs="*", default=[], help="what is predicted at these steps of 25, not finished clips"
+    )
     args = parser.parse_args(arguments)
     chunks = range(args.clips // CHUNK)
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-        done = [pool.submit(_write_chunk, str(args.model), args.out, chunk) for chunk in chunks]
+        done = [pool.submit(_write_chunk, str(args.model), args.out, chunk, args.steps) for chunk in chunks]
         for future in tqdm(done, desc="clips", unit="batch"):
             future.result()
     print(f"clips: {args.out}")
