@@ -39,6 +39,7 @@ def _generate(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     guidance = nullcontext()
     if args.motionprompt:
+        args.mp_config = args.mp_config or mini.GUIDANCE
         config = mini.guidance(config_from_flags(args))
         config = replace(config, trace=config.trace or str(args.out / "trace.jsonl"))
         config.save(args.out / "config.yaml")

@@ -42,6 +42,7 @@ def _prove(args: argparse.Namespace) -> int:
     for name in ("prompts", "seeds", "shown"):
         if getattr(args, name) < 1:
             raise MotionPromptError(f"--{name} is {getattr(args, name)}; it must be at least 1")
+    args.mp_config = args.mp_config or mini.GUIDANCE
     arms = list(dict.fromkeys([BASELINE, *args.arms]))
     experiment = Experiment(
         model=str(args.model or mini.PACKAGED),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mp_hooks.config import MotionPromptConfig
+from mp_hooks.config import MotionPromptConfig, load_config
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.mini.clips import FRAMES, SIZE, VOCABULARY
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 PACKAGED = Path(__file__).parent / "model"
 JUDGE = Path(__file__).parent / "judge"  # flow discriminator trained on this model's samples
+GUIDANCE = Path(__file__).parent / "guidance.yaml"
 LATENT_CHANNELS = 8
 LATENT_SIZE = SIZE // 8
 TEXT_WIDTH = 96
@@ -152,8 +153,8 @@ def load_pipeline(folder: str | Path = PACKAGED) -> AnimateDiffPipeline:
 
 
 def guidance(config: MotionPromptConfig | None = None) -> MotionPromptConfig:
-    """The configuration for guiding the mini model: with its own judge, unless another one is named."""
-    config = config or MotionPromptConfig()
+    """The configuration for guiding the mini model: its own one if none is given, its own judge unless one is named."""
+    config = config or load_config(GUIDANCE)
     return config if config.discriminator else replace(config, discriminator=str(JUDGE))
 
 
