@@ -39,6 +39,11 @@ def table_text(experiment: Experiment, results: dict[str, dict]) -> str:
     for arm, row in comparisons(results).items():
         lines.append(f"\n{arm} ({ARMS[arm].title}) against {BASELINE}: mean difference [95 % interval], clips up, down")
         lines += [f"  {MEASURES[name].title:40} {comparison}" for name, comparison in row.items()]
+    for arm in results:
+        if GUIDED in results and arm not in (BASELINE, GUIDED):
+            row = comparisons({name: results[name] for name in (arm, GUIDED)}, against=arm)[GUIDED]
+            lines.append(f"\n{GUIDED} against {arm}")
+            lines += [f"  {MEASURES[name].title:40} {row[name]}" for name in ("flickering", "warping", "jerk")]
     return "\n".join(lines)
 
 
