@@ -76,11 +76,11 @@ def as_frames(video: Tensor) -> Tensor:
     return ((video.float() + 1) * 127.5).round().clamp(0, 255).byte().transpose(0, 1).contiguous()
 
 
-def write_video(path: str | Path, frames: Tensor, fps: float) -> None:
+def write_video(path: str | Path, frames: Tensor, fps: float, lossless: bool = False) -> None:
     """Write uint8 frames [t, 3, h, w] as a looping gif (suffix .gif) or as H.264 (any other suffix), atomically.
 
     H.264 needs even sides: an odd one has its last row or column repeated. x264 is lossy, and not the same to the
-    bit from run to run.
+    bit from run to run; `lossless` keeps frames up to the rounding of the colour space, which few players show.
     """
     if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3 or not len(frames):
         raise MotionPromptError(f"a video is uint8 [t, 3, h, w], not {frames.dtype} {list(frames.shape)}")
@@ -89,7 +89,7 @@ def write_video(path: str | Path, frames: Tensor, fps: float) -> None:
         if _is_gif(path):
             _write_gif(temporary, array, fps)
         else:
-            _write_h264(temporary, array, fps)
+            _write_h264(temporary, array, fps, lossless)
 
 
 def _is_gif(path: str | Path) -> bool:
@@ -145,7 +145,7 @@ def _write_gif(path: Path, frames: np.ndarray, fps: float) -> None:
     first.save(path, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
 
 
-def _write_h264(path: Path, frames: np.ndarray, fps: float) -> None:
+def _write_h264(path: Path, frames: np.ndarray, fps: float, lossless: bool) -> None:
     try:
         import av
     except ImportError as error:
@@ -156,7 +156,7 @@ def _write_h264(path: Path, frames: np.ndarray, fps: float) -> None:
         with av.open(str(path), "w") as container:
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
             stream.height, stream.width = frames.shape[1:3]
-            stream.pix_fmt, stream.options = "yuv420p", {"crf": "16"}
+            stream.pix_fmt, stream.options = ("yuv444p", {"qp": "0"}) if lossless else ("yuv420p", {"crf": "16"})
             for frame in frames:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
             container.mux(stream.encode())

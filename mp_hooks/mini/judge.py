@@ -63,7 +63,7 @@ def _write_chunk(model: str, out: Path, chunk: int, steps: Sequence[int]) -> Non
         sampled = sample(prompts, seeds, pipe=pipe)
     finally:
         hooks.remove()
-    # Drawn clips pass the autoencoder, so that its blur does not give the classes away.
+    # Drawn clips pass the autoencoder, so that its blur does not give the classes away; guidance sees no compression.
     pairs = {"": (pipe.decode_latents(latents), sampled)}
     if steps:
         generator = torch.Generator().manual_seed(SEED + chunk)
@@ -72,7 +72,9 @@ def _write_chunk(model: str, out: Path, chunk: int, steps: Sequence[int]) -> Non
     for suffix, videos in pairs.items():
         for name, batch in zip(("real", "sampled"), videos, strict=True):
             for number, video in enumerate(batch, CHUNK * chunk):
-                write_video(out / name / name / f"{name}-{number:05d}{suffix}.mp4", as_frames(video), FRAME_RATE)
+                write_video(
+                    out / name / name / f"{name}-{number:05d}{suffix}.mp4", as_frames(video), FRAME_RATE, lossless=True
+                )
 
 
 def _predicted(
