@@ -288,7 +288,7 @@ class DifferencesRun(Run):
         self.slopes: list[tuple[float, float]] = []
 
     def guide(self, step: Step) -> Tensor:
-        pairs, corner, width = torch.tensor([[0, step.frames - 1]]), torch.zeros(1), 1e-5
+        pairs, corner, width = torch.tensor([[0, step.frames - 1]]), torch.zeros(1), 1e-6
         start = self.tokens.double().requires_grad_()
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
             (gradient,) = torch.autograd.grad(self._loss(step, start, pairs, corner).total.sum(), start)
