@@ -259,6 +259,8 @@ def test_training_can_begin_with_another_pipeline(tmp_path: Path, pipe):
     finally:
         torch.set_num_threads(threads)
     assert not (tmp_path / "second" / "vae.pt").exists()
+    saved = [path.read_text() for path in (tmp_path / "second" / "model").rglob("*.json")]
+    assert not any(str(tmp_path) in text for text in saved)
     second = load_pipeline(tmp_path / "second" / "model")
     for name in ("conv_in", "conv_out"):
         ours, theirs = getattr(second.unet, name).weight, getattr(pipe.unet, name).weight

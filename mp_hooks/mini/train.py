@@ -318,6 +318,9 @@ def export(pipe: AnimateDiffPipeline, loop: Loop, out: Path) -> None:
     type(pipe)(**parts).save_pretrained(fresh, safe_serialization=True)
     for path in fresh.rglob("*.safetensors"):
         path.chmod(0o644)
+    for path in fresh.rglob("config.json"):  # diffusers writes the folder a part was loaded from
+        kept = {key: value for key, value in json.loads(path.read_text()).items() if key != "_name_or_path"}
+        path.write_text(json.dumps(kept, indent=2) + "\n")
     shutil.rmtree(final, ignore_errors=True)
     fresh.rename(final)
 
