@@ -17,11 +17,13 @@ from torch import nn
 from mp_hooks import config as configuration
 from mp_hooks.config import add_config_flags, config_from_flags
 from mp_hooks.errors import MotionPromptError
+from mp_hooks.flow.warping import warp
 from mp_hooks.guidance import MotionPromptConfig, load_config
 from mp_hooks.guidance.objective import (
     TYPICAL_LENGTH,
     VARIATIONS,
     discriminator_loss,
+    photometric_error,
     relative_variation,
     square,
     token_distance,
@@ -178,6 +180,18 @@ def test_total_variation_of_a_ramp_is_its_slope_at_any_size() -> None:
         x = torch.arange(size, dtype=torch.float64)
         ramp = torch.stack([0.25 * x.expand(size, size), torch.zeros(size, size)]).unsqueeze(0)
         torch.testing.assert_close(total_variation(ramp), torch.tensor([0.25], dtype=torch.float64))
+
+
+def test_photometric_error_is_what_no_motion_explains() -> None:
+    ramp = torch.linspace(-0.5, 0.5, 16).expand(1, 3, 16, 16)
+    moved = warp(ramp, torch.tensor([-2.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 16, 16))  # the ramp, 2 px to the right
+    flow = torch.tensor([2.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 16, 16)
+    inside = (..., slice(3, -3))
+    explained = photometric_error(ramp[inside], moved[inside], 0 * flow[inside])
+    assert photometric_error(ramp, moved, flow) < explained / 5
+    # brightness that changes is explained by no motion, in proportion
+    flicker = [float(photometric_error(ramp, ramp + step, 0 * flow)) for step in (0.1, 0.2)]
+    assert flicker == pytest.approx([0.1, 0.2], rel=1e-3)
 
 
 def test_token_distance_is_per_sample() -> None:

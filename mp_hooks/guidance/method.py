@@ -85,7 +85,7 @@ class MotionPrompt:
                 f"the discriminator was trained on '{trained_with}' flow and is asked about '{flow.name}' flow",
                 stacklevel=2,
             )
-        weights = (config.lambda_disc, config.lambda_tv, config.lambda_reg)
+        weights = (config.lambda_disc, config.lambda_tv, config.lambda_reg, config.lambda_photo)
         self.objective = Objective(flow, judge, *weights, variation=VARIATIONS[config.variation])
         self.trace = Trace(config.trace)
         self.loss_scale = config.loss_scale  # what a run learns of it holds for the next
@@ -250,6 +250,7 @@ class Run:
             loss=loss.total.tolist(),
             disc=loss.disc.tolist(),
             tv=loss.tv.tolist(),
+            photo=loss.photo.tolist(),
             reg=loss.reg.tolist(),
             phi=loss.phi.tolist(),
             cosine=cosine.tolist(),

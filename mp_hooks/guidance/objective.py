@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mp_hooks.discriminator import FlowDiscriminator
 from mp_hooks.flow import FlowEstimator
+from mp_hooks.flow.warping import warp
 
 
 def discriminator_loss(logits: Tensor) -> Tensor:
@@ -45,6 +46,15 @@ def relative_variation(flow: Tensor) -> Tensor:
 VARIATIONS = {"absolute": total_variation, "relative": relative_variation}
 
 
+def photometric_error(first: Tensor, second: Tensor, flow: Tensor) -> Tensor:
+    """What the flow leaves unexplained: mean |warp(second, flow) - first|, [b, 3, h, w] in [-1, 1] -> [b].
+
+    Brightness constancy, the assumption flow rests on, as a Charbonnier penalty (Sun et al., CVPR 2010). Flicker and
+    popping break it and hardly show in the flow itself.
+    """
+    return ((warp(second, flow) - first).square() + 1e-6).sqrt().mean((1, 2, 3))
+
+
 def token_distance(tokens: Tensor, initial: Tensor) -> Tensor:
     """||T - T0||^2 for each sample: [b, n, d], [n, d] -> [b]."""
     return (tokens - initial).square().sum((1, 2))
@@ -56,6 +66,7 @@ class Loss:
 
     disc: Tensor
     tv: Tensor
+    photo: Tensor
     reg: Tensor
     phi: Tensor
     total: Tensor
@@ -63,13 +74,17 @@ class Loss:
 
 @dataclass
 class Objective:
-    """l_total = lambda_disc log(1 - phi(f)) + lambda_tv TV(f) + lambda_reg ||T - T0||^2 (the poster's loss)."""
+    """l_total = lambda_disc log(1 - phi(f)) + lambda_tv TV(f) + lambda_reg ||T - T0||^2, the poster's loss.
+
+    To which lambda_photo adds the frames' photometric error, ours.
+    """
 
     flow: FlowEstimator
     judge: FlowDiscriminator
     lambda_disc: float
     lambda_tv: float
     lambda_reg: float
+    lambda_photo: float = 0.0
     variation: Callable[[Tensor], Tensor] = total_variation
 
     def __call__(self, first: Tensor, second: Tensor, tokens: Tensor, initial: Tensor, corner: Tensor) -> Loss:
@@ -90,10 +105,11 @@ class Objective:
         logits = self.judge(flow)
         disc = discriminator_loss(logits).view(samples, pairs).mean(1)
         tv = self.variation(flow).view(samples, pairs).mean(1)
+        photo = photometric_error(*views, flow).view(samples, pairs).mean(1)
         reg = token_distance(tokens, initial)
-        total = self.lambda_disc * disc + self.lambda_tv * tv + self.lambda_reg * reg
+        total = self.lambda_disc * disc + self.lambda_tv * tv + self.lambda_reg * reg + self.lambda_photo * photo
         phi = torch.sigmoid(logits.detach()).view(samples, pairs).mean(1)
-        return Loss(disc=disc, tv=tv, reg=reg, phi=phi, total=total)
+        return Loss(disc=disc, tv=tv, photo=photo, reg=reg, phi=phi, total=total)
 
 
 def square(frames: Tensor, size: int, corner: float) -> Tensor:

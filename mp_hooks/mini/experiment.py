@@ -39,7 +39,7 @@ from mp_hooks.metrics import (
 from mp_hooks.mini.arms import ARMS, BASELINE, sample_arm
 from mp_hooks.mini.clips import captions, sample_scenes
 from mp_hooks.mini.model import load_pipeline
-from mp_hooks.mini.reading import jerk, read_clip
+from mp_hooks.mini.reading import jerk, read_clip, velocity
 from mp_hooks.video import as_frames
 
 CHUNK = 8  # clips sampled in one batch
@@ -62,6 +62,7 @@ MEASURES = {
     "missing": Measure("frames without the object", 2, False),
     "dynamic": Measure("dynamic degree (VBench)", 3, None),
     "length": Measure("mean flow, px per frame", 3, None),
+    "speed": Measure("speed of the object, px per frame", 3, None),
     "caption": Measure("caption match", 3, True),
 }
 
@@ -213,5 +214,6 @@ def measure(frames: Tensor, wanted: tuple[str, str, str], estimator: FlowEstimat
         "missing": float(reading.path[:, 0].isnan().sum()),
         "dynamic": float(dynamic_degree(flow)),
         "length": flow_length(flow),
+        "speed": velocity(reading.path).norm().item(),
         "caption": float(reading.attributes == wanted),
     }

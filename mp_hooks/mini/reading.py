@@ -49,7 +49,7 @@ def read_clip(video: Tensor) -> Reading:
     if int(present.sum()) < 3:
         return Reading(None, None, None, path)
     colour = _colour(pixels[:, present], mask[present])
-    return Reading(colour, _shape(mask[present], centre[present], area[present]), _direction(path, present), path)
+    return Reading(colour, _shape(mask[present], centre[present], area[present]), _direction(path), path)
 
 
 def jerk(path: Tensor) -> float:
@@ -67,6 +67,17 @@ def jerk(path: Tensor) -> float:
     share = ((frames - before) / (after - before))[:, None]
     bridged = path[before] + share * (path[after] - path[before])
     return bridged.diff(n=3, dim=0).norm(dim=-1).mean().item()
+
+
+def velocity(path: Tensor) -> Tensor:
+    """Slope (x, y) of the least-squares line through a path [t, 2], pixels per frame; NaN below two frames."""
+    present = ~path[:, 0].isnan()
+    if present.sum() < 2:
+        return path.new_full((2,), float("nan"))
+    time = torch.arange(len(path), dtype=torch.float32)[present]
+    time = time - time.mean()
+    known = path[present]
+    return (time[:, None] * (known - known.mean(0))).sum(0) / time.square().sum()
 
 
 def _moments(mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,12 +110,9 @@ def _shape(mask: Tensor, centre: Tensor, area: Tensor) -> str:
     return SHAPES[int(torch.stack(overlaps).argmax())]
 
 
-def _direction(path: Tensor, present: Tensor) -> str | None:
-    """The direction of the least-squares line through the path; None where the object hardly moves."""
-    time = torch.arange(len(path), dtype=torch.float32)[present]
-    time = time - time.mean()
-    known = path[present]
-    slope = (time[:, None] * (known - known.mean(0))).sum(0) / time.square().sum()
+def _direction(path: Tensor) -> str | None:
+    """The direction the path goes in; None where the object hardly moves."""
+    slope = velocity(path)
     if slope.norm() * (len(path) - 1) < SMALLEST_MOVE:
         return None
     steps = torch.tensor(list(DIRECTIONS.values()), dtype=torch.float32)

@@ -55,7 +55,13 @@ def trace_plots(records: Sequence[dict]) -> str:
         if record["event"] == "iteration":
             updates.setdefault((record["step"], record["iteration"]), []).append(record)
     order = sorted(updates)
-    panels = {"log(1 - phi)": "disc", "total variation": "tv", "phi": "phi", "cosine of T to T0": "cosine"}
+    panels = {
+        "log(1 - phi)": "disc",
+        "total variation": "tv",
+        "photometric error": "photo",
+        "phi": "phi",
+        "cosine of T to T0": "cosine",
+    }
     figure, axes = pyplot.subplots(1, len(panels), figsize=(3.1 * len(panels), 2.4), constrained_layout=True)
     for axis, (title, key) in zip(axes, panels.items(), strict=True):
         values = [torch.tensor([v for record in updates[at] for v in record[key]]) for at in order]
