@@ -26,7 +26,7 @@ EXTRAS = {
     # What VideoCrafter's own code imports. open_clip 2.23 drops an argument its image encoder uses.
     "videocrafter": ["open_clip_torch>=2.20,<2.23", "transformers>=4.25", "kornia", "opencv-python-headless"],
     # What LaVie's own code imports.
-    "lavie": [*DIFFUSERS, "rotary_embedding_torch"],
+    "lavie": [*DIFFUSERS, "rotary_embedding_torch", "imageio[ffmpeg]"],
     # The embedded mini model and its experiment: statistics, plots, the page.
     "mini": MINI,
     "test": ["pytest>=7", "hypothesis", "ruff", "opencv-python-headless", *MINI],

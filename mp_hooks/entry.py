@@ -1,5 +1,6 @@
-"""What the three lines in a patched host script call: its arguments, its run, its model.
+"""What the lines in a patched host script call: its imports, its arguments, its run, its model.
 
+    entry.before_imports("lavie")         where the host's own imports need shims
     @entry.host("videocrafter2")          around the host's run: shims, early checks, clear errors
     entry.add_arguments(parser)           --motionprompt, --mp-*
     entry.install(model, args)            where the model is ready
@@ -10,6 +11,8 @@ Without --motionprompt the model is never touched.
 from __future__ import annotations
 
 import argparse
+import atexit
+import os
 import platform
 import sys
 from collections.abc import Callable
@@ -22,6 +25,17 @@ from typing import Any
 from mp_hooks.errors import EXIT_USER_ERROR, MotionPromptError
 
 _session: Session | None = None
+_imports = ExitStack()  # what `before_imports` put in place, until the process ends
+atexit.register(_imports.close)
+_imported: list[str] = []
+
+
+def before_imports(name: str) -> None:
+    """Put in place, until the process ends, the shims that any run of host `name` needs on this machine."""
+    from mp_hooks import patching
+    from mp_hooks.compat import shims
+
+    _imported.extend(_imports.enter_context(shims(patching.load(name).script.shims)))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,13 +49,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def host(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorate the host's function that runs inference; its first argument is the parsed arguments."""
+def host(name: str, options: argparse.Namespace | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorate the host's function that runs inference; its first argument is the parsed arguments.
+
+    Where it is an OmegaConf configuration instead, the parsed `options` are merged into it.
+    """
 
     def decorate(run: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(run)
-        def guarded(args: argparse.Namespace, *rest: Any, **kwargs: Any) -> Any:
+        def guarded(args: Any, *rest: Any, **kwargs: Any) -> Any:
             global _session
+            if options is not None:
+                from omegaconf import OmegaConf
+
+                args = OmegaConf.merge(args, vars(options))
             try:
                 with ExitStack() as stack:
                     _session = Session(name, args, stack, entry=Path(run.__code__.co_filename).resolve())
@@ -57,7 +78,7 @@ def host(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return decorate
 
 
-def install(model: Any, args: argparse.Namespace) -> None:
+def install(model: Any, args: Any) -> None:
     """Guide `model` until the decorated run ends, if --motionprompt was given."""
     if args.motionprompt:
         _session.install(model)
@@ -66,7 +87,7 @@ def install(model: Any, args: argparse.Namespace) -> None:
 class Session:
     """One run of a host script: what it needs is put in place, and checked before the host loads gigabytes."""
 
-    def __init__(self, name: str, args: argparse.Namespace, stack: ExitStack, entry: Path) -> None:
+    def __init__(self, name: str, args: Any, stack: ExitStack, entry: Path) -> None:
         import torch
 
         from mp_hooks import patching
@@ -78,10 +99,13 @@ class Session:
         if args.motionprompt:
             patching.require_patched(manifest, manifest.checkout_of(entry))
             self._check(args)
-        self.shims = stack.enter_context(shims(self.script.shims, args.mp_device))
+        further = [shim for shim in self.script.shims if shim not in _imported]
+        self.shims = [*_imported, *stack.enter_context(shims(further, args.mp_device))]
         if args.motionprompt:
             if args.mp_device != "cpu" and not torch.cuda.is_available():
-                raise MotionPromptError("this machine has no CUDA device; add --mp-device cpu")
+                visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+                hidden = "" if visible is None else f" (CUDA_VISIBLE_DEVICES is '{visible}')"
+                raise MotionPromptError(f"torch sees no CUDA device here{hidden}; add --mp-device cpu")
             self.method = self._method(args)
 
     def install(self, model: Any) -> None:
@@ -91,15 +115,15 @@ class Session:
         backbones.attach(model, self.method)
         self.stack.callback(backbones.remove_patch, model)
 
-    def _check(self, args: argparse.Namespace) -> None:
+    def _check(self, args: Any) -> None:
         for argument in self.script.files:
             path = getattr(args, argument)
             if path is None or not Path(path).exists():
                 raise MotionPromptError(
-                    f"--{argument} {path or 'is not given'}: no such file; give the host's own path"
+                    f"{argument} {f'{path}: no such file' if path else 'is not given'}; give the host's own path"
                 )
 
-    def _method(self, args: argparse.Namespace) -> Any:
+    def _method(self, args: Any) -> Any:
         """The method with judge and flow loaded; its configuration is saved beside the host's outputs."""
         import torch
 

@@ -10,7 +10,13 @@ from mp_hooks import __version__
 from mp_hooks.errors import exits_cleanly
 
 # Each module has `register(subparsers)`; heavy imports wait until the subcommand runs.
-COMMANDS = ["mp_hooks.cli.generate", "mp_hooks.cli.prove", "mp_hooks.cli.flow", "mp_hooks.cli.discriminator"]
+COMMANDS = [
+    "mp_hooks.cli.generate",
+    "mp_hooks.cli.prove",
+    "mp_hooks.cli.flow",
+    "mp_hooks.cli.discriminator",
+    "mp_hooks.cli.doctor",
+]
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -47,6 +47,28 @@ def _cpu(value: Any) -> Any:
     return torch.device("cpu") if isinstance(value, (str, torch.device)) and str(value).startswith("cuda") else value
 
 
+@shim("cuda_hidden", "the host takes CUDA wherever there is any", needed=_on_cpu)
+@contextmanager
+def cuda_hidden() -> Iterator[None]:
+    """torch finds no CUDA device."""
+    with swapped(torch.cuda, "is_available", lambda: False):
+        yield
+
+
+def _xformers_is_no_use(_device: str | None) -> bool:
+    return importlib.util.find_spec("xformers") is None or not torch.cuda.is_available()
+
+
+@shim("without_xformers", "the host insists on xformers, which is not installed or has no CUDA", _xformers_is_no_use)
+@contextmanager
+def without_xformers() -> Iterator[None]:
+    """Asking a diffusers pipeline for xformers' attention leaves it the attention it has."""
+    import diffusers
+
+    with swapped(diffusers.DiffusionPipeline, "enable_xformers_memory_efficient_attention", lambda *_args: None):
+        yield
+
+
 @shim("lvdm_xformers", "xformers imports without CUDA and then raises in attention", needed=_on_cpu)
 @contextmanager
 def lvdm_xformers() -> Iterator[None]:

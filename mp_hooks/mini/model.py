@@ -102,8 +102,16 @@ def build_tokenizer(words: Sequence[str] = VOCABULARY, length: int = MAX_TOKENS)
 
     Every one of them is one token; any other word falls apart into letters.
     """
-    from tokenizers import Tokenizer, models, trainers
     from transformers import CLIPTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer(Path(folder), words, length)
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def write_tokenizer(folder: Path, words: Sequence[str], length: int) -> None:
+    """The files of `build_tokenizer`'s tokenizer, which old and new transformers read."""
+    from tokenizers import Tokenizer, models, trainers
 
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     trainer = trainers.BpeTrainer(vocab_size=10_000, min_frequency=1, end_of_word_suffix="</w>", show_progress=False)
@@ -111,28 +119,16 @@ def build_tokenizer(words: Sequence[str] = VOCABULARY, length: int = MAX_TOKENS)
         if not set(word) <= set(string.ascii_lowercase):
             raise ValueError(f"a word holds other characters than a to z: {word!r}")
     learner.train_from_iterator(words, trainer)
-    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+    learner.model.save(str(folder))  # its merges are right; its vocabulary has no letters but those of `words`
+    merges = [line.split() for line in (folder / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]]
     letters = [chr(code) for code in range(33, 127)]
     tokens = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
     tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
-    with tempfile.TemporaryDirectory() as folder:
-        vocabulary, merged = Path(folder) / "vocab.json", Path(folder) / "merges.txt"
-        vocabulary.write_text(json.dumps({token: index for index, token in enumerate(tokens)}), encoding="utf-8")
-        merged.write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges) + "\n", encoding="utf-8")
-        (Path(folder) / "tokenizer_config.json").write_text(
-            json.dumps(
-                {
-                    "tokenizer_class": "CLIPTokenizer",
-                    "model_max_length": length,
-                    "bos_token": "<|startoftext|>",
-                    "eos_token": "<|endoftext|>",
-                    "unk_token": "<|endoftext|>",
-                    "pad_token": "<|endoftext|>",
-                }
-            ),
-            encoding="utf-8",
-        )
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length, "bos_token": "<|startoftext|>"}
+    settings.update(dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
 def load_pipeline(folder: str | Path = PACKAGED) -> AnimateDiffPipeline:

@@ -1,4 +1,4 @@
-"""The conformance kit: what every adapter is held to, ours and a porter's.
+"""Tiny random hosts, and the conformance kit: what every adapter is held to, ours and a porter's.
 
 from mp_hooks.testing import ConformanceSuite, HostCase
 
@@ -8,6 +8,43 @@ class TestMyHost(ConformanceSuite):   # pytest collects it
     case = MyCase()
 """
 
-from mp_hooks.testing.conformance import ConformanceSuite, HostCase
+from __future__ import annotations
 
-__all__ = ["ConformanceSuite", "HostCase"]
+import importlib
+from pathlib import Path
+from typing import Any
+
+from mp_hooks.errors import unknown_name
+from mp_hooks.testing.case import Command, HostCase
+
+# Tiny instances by the adapter's name, as "module:class"; those of hosts with a manifest take a checkout.
+CASES = {
+    "videocrafter2": "mp_hooks.testing.lvdm:VideoCrafterCase",
+    "dynamicrafter": "mp_hooks.testing.lvdm:DynamiCrafterCase",
+    "lavie": "mp_hooks.testing.lavie:LaVieCase",
+    "diffusers-animatediff": "mp_hooks.testing.diffusers:AnimateDiffCase",
+    "diffusers-text-to-video-sd": "mp_hooks.testing.diffusers:TextToVideoSDCase",
+    "diffusers-cogvideox": "mp_hooks.testing.diffusers:CogVideoXCase",
+    "diffusers-wan": "mp_hooks.testing.diffusers:WanCase",
+    "diffusers-ltx": "mp_hooks.testing.diffusers:LTXCase",
+}
+
+__all__ = ["CASES", "Command", "ConformanceSuite", "HostCase", "tiny"]
+
+
+def tiny(name: str, checkout: Path | None = None) -> HostCase:
+    """The tiny instance of host `name`, on its code in `checkout` if it has a manifest; unknown names list the valid.
+
+    Raises MissingPackage where something of it is not installed.
+    """
+    if name not in CASES:
+        raise unknown_name("host", name, list(CASES))
+    module, _, attribute = CASES[name].partition(":")
+    case = getattr(importlib.import_module(module), attribute)
+    return case() if checkout is None else case(checkout)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ConformanceSuite":  # needs pytest, which `motionprompt doctor` does without
+        return importlib.import_module("mp_hooks.testing.conformance").ConformanceSuite
+    raise AttributeError(f"module 'mp_hooks.testing' has no attribute '{name}'")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,57 +16,7 @@ from mp_hooks import backbones
 from mp_hooks.backbones.base import Adapter
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.guidance import MotionPrompt, MotionPromptConfig, Run, Step
-
-PROMPTS = ["a tiger walks in the forest", "a boat on the sea"]
-
-
-class HostCase(ABC):
-    """A tiny random instance of a host, in float32 on the CPU, and how to sample it."""
-
-    prompts: list[str] = PROMPTS
-    # Half of the steps guided, with moves large enough to show in a random network. Plain gradient descent, because
-    # Adam turns the rounding of a near-zero gradient into a step of full size.
-    config = MotionPromptConfig(start=0.25, stop=0.75, iterations=2, optimizer="sgd", learning_rate=5.0, progress=False)
-
-    @abstractmethod
-    def open(self) -> AbstractContextManager[Any]:
-        """Build the host (seeded) and put in place what it needs to run here; skip with the reason where it cannot."""
-
-    @abstractmethod
-    def sample(self, host: Any, prompts: list[str], seed: int) -> Tensor:
-        """Sample through the host's public path in four steps, drawing noise from the global generator."""
-
-    @abstractmethod
-    def own_predictions(self, host: Any, prompts: list[str], seed: int) -> list[Tensor]:
-        """z0_hat [b, c, t, h, w] of every step as the host itself computes it in `sample`."""
-
-    @abstractmethod
-    def own_decode(self, host: Any, clean: Tensor) -> Tensor:
-        """The host's own decoding of all frames, [b, 3, t, h, w]."""
-
-    @contextmanager
-    def in_float64(self, host: Any) -> Iterator[None]:
-        """Compute in float64, also where the host's code asks for float32."""
-        modules = backbones.adapter_for(host).modules()
-        single, to = torch.Tensor.float, torch.Tensor.to
-
-        def widened(value: Any) -> Any:
-            return torch.float64 if value is torch.float32 else value
-
-        def to_float64(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            return to(tensor, *map(widened, args), **{name: widened(value) for name, value in kwargs.items()})
-
-        torch.Tensor.float, torch.Tensor.to = torch.Tensor.double, to_float64
-        torch.set_default_dtype(torch.float64)
-        for module in modules:
-            module.double()
-        try:
-            yield
-        finally:
-            torch.Tensor.float, torch.Tensor.to = single, to
-            torch.set_default_dtype(torch.float32)
-            for module in modules:
-                module.float()
+from mp_hooks.testing.case import HostCase, MissingPackage
 
 
 class ConformanceSuite:
@@ -77,7 +26,11 @@ class ConformanceSuite:
 
     @pytest.fixture(scope="class")
     def host(self) -> Iterator[Any]:
-        with self.case.open() as host:
+        with ExitStack() as stack:
+            try:
+                host = stack.enter_context(self.case.open())
+            except MissingPackage as missing:
+                pytest.skip(str(missing))
             yield host
             backbones.remove_patch(host)
 

@@ -10,13 +10,12 @@ from dataclasses import replace
 from types import ModuleType
 from typing import Any, ClassVar
 
-import pytest
 import torch
 from torch import Tensor, nn
 
 from mp_hooks.compat import swapped
 from mp_hooks.mini.model import build_tokenizer
-from mp_hooks.testing.conformance import PROMPTS, HostCase
+from mp_hooks.testing.case import PROMPTS, HostCase, require
 
 WORDS = sorted({*" ".join(PROMPTS).split(), "authentic", "something", "else"})
 
@@ -105,8 +104,8 @@ class DiffusersCase(HostCase):
 
     @contextmanager
     def open(self) -> Iterator[Any]:
-        diffusers = pytest.importorskip("diffusers", reason="needs pip install 'mp_hooks[diffusers]'")
-        pytest.importorskip("transformers", reason="needs pip install 'mp_hooks[diffusers]'")
+        diffusers = require("diffusers", extra="diffusers")
+        require("transformers", extra="diffusers")
         torch.manual_seed(0)
         pipe = self.build(diffusers)
         pipe.set_progress_bar_config(disable=True)
@@ -134,6 +133,7 @@ class DiffusersCase(HostCase):
 class AnimateDiffCase(DiffusersCase):
     """AnimateDiffPipeline; `scheduler` names the diffusers class."""
 
+    name = "diffusers-animatediff"
     config = replace(HostCase.config, learning_rate=0.2)
     settings: ClassVar = {"num_frames": 4, "height": 16, "width": 16}
 
@@ -171,6 +171,7 @@ class AnimateDiffCase(DiffusersCase):
 class TextToVideoSDCase(DiffusersCase):
     """TextToVideoSDPipeline."""
 
+    name = "diffusers-text-to-video-sd"
     config = replace(HostCase.config, learning_rate=0.2)
     settings: ClassVar = {"num_frames": 4, "height": 16, "width": 16}
 
@@ -201,6 +202,7 @@ class TextToVideoSDCase(DiffusersCase):
 class CogVideoXCase(DiffusersCase):
     """CogVideoXPipeline with three latent frames, which decode to nine."""
 
+    name = "diffusers-cogvideox"
     settings: ClassVar = {"num_frames": 9, "height": 64, "width": 64, "max_sequence_length": 16}
 
     def build(self, diffusers: ModuleType) -> Any:
@@ -245,10 +247,11 @@ class CogVideoXCase(DiffusersCase):
 class WanCase(DiffusersCase):
     """WanPipeline with three latent frames, which decode to nine."""
 
+    name = "diffusers-wan"
     settings: ClassVar = {"num_frames": 9, "height": 64, "width": 64, "max_sequence_length": 16}
 
     def build(self, diffusers: ModuleType) -> Any:
-        pytest.importorskip("ftfy", reason="WanPipeline needs pip install ftfy")
+        require("ftfy", extra="diffusers")
         tokenizer = t5_tokenizer()
         transformer = diffusers.WanTransformer3DModel(
             patch_size=(1, 2, 2),
@@ -314,6 +317,7 @@ class WanCase(DiffusersCase):
 class LTXCase(DiffusersCase):
     """LTXPipeline with three latent frames, which decode to seventeen."""
 
+    name = "diffusers-ltx"
     settings: ClassVar = {"num_frames": 17, "height": 64, "width": 64, "max_sequence_length": 16}
 
     def build(self, diffusers: ModuleType) -> Any:

@@ -10,16 +10,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
-import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mp_hooks.backbones.lavie import LATENT_SCALE
 from mp_hooks.compat import shims, swapped
-from mp_hooks.mini.model import build_tokenizer
+from mp_hooks.mini.model import build_tokenizer, write_tokenizer
+from mp_hooks.patching import manifest
+from mp_hooks.testing.case import Command, require
 from mp_hooks.testing.diffusers import WORDS, DiffusersCase, awaken, clip_text_encoder, image_autoencoder
 
-SHIMS = ["diffusers_pipeline_utils", "clip_feature_extractor"]
+SCHEDULE = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "steps_offset": 1}
 
 
 @contextmanager
@@ -39,6 +40,7 @@ def importable(checkout: Path) -> Iterator[None]:
 class LaVieCase(DiffusersCase):
     """VideoGenPipeline; `scheduler` names the diffusers class, `options` are passed to the call."""
 
+    name = "lavie"
     settings: ClassVar = {"video_length": 4, "height": 16, "width": 16}
 
     def __init__(self, checkout: Path, scheduler: str = "DDPMScheduler", **options: Any) -> None:
@@ -46,13 +48,29 @@ class LaVieCase(DiffusersCase):
         self.checkout, self.scheduler = checkout, scheduler
 
     @contextmanager
+    def host_imports(self) -> Iterator[None]:
+        """The host's modules can be imported inside."""
+        require("rotary_embedding_torch", extra="lavie")
+        with importable(self.checkout), shims(manifest.load(self.name).script.shims, "cpu"):
+            yield
+
+    @contextmanager
     def open(self) -> Iterator[Any]:
-        pytest.importorskip("rotary_embedding_torch", reason="LaVie needs pip install rotary_embedding_torch")
-        with importable(self.checkout), shims(SHIMS, "cpu"), super().open() as pipe:
+        with self.host_imports(), super().open() as pipe:
             yield pipe
 
     def build(self, diffusers: ModuleType) -> Any:
         tokenizer = build_tokenizer(WORDS, length=16)
+        unet = self.unet()
+        scheduler = getattr(diffusers, self.scheduler)(**SCHEDULE)
+        if "clip_sample" in scheduler.config:
+            scheduler.register_to_config(clip_sample=False)
+        pipeline = importlib.import_module("pipeline_videogen").VideoGenPipeline
+        vae, text_encoder = image_autoencoder(diffusers), clip_text_encoder(tokenizer)
+        return pipeline(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet.eval(), scheduler=scheduler)
+
+    def unet(self) -> nn.Module:
+        """The host's own, four levels of 32 channels."""
         unet = importlib.import_module("models.unet").UNet3DConditionModel(
             sample_size=8,
             block_out_channels=(32, 32, 32, 32),
@@ -62,14 +80,47 @@ class LaVieCase(DiffusersCase):
             attention_head_dim=1,
         )
         awaken(unet)
-        scheduler = getattr(diffusers, self.scheduler)(
-            beta_start=0.0001, beta_end=0.02, beta_schedule="linear", steps_offset=1
+        return unet
+
+    def command(self, folder: Path) -> Command:
+        """pipelines/sample.sh on its own kinds of files, float16 as it is. `scheduler` and `options` do not count."""
+        from omegaconf import OmegaConf
+
+        diffusers = require("diffusers", extra="lavie")
+        require("imageio_ffmpeg", extra="lavie")  # without it imageio takes no quality
+        stable_diffusion = folder / "pretrained" / "stable-diffusion-v1-4"
+        for part in ("tokenizer", "unet"):
+            (stable_diffusion / part).mkdir(parents=True)
+        with self.host_imports():
+            from transformers import CLIPTokenizer
+
+            torch.manual_seed(0)
+            unet = self.unet()
+            write_tokenizer(stable_diffusion / "tokenizer", WORDS, length=77)
+            tokenizer = CLIPTokenizer.from_pretrained(stable_diffusion / "tokenizer", local_files_only=True)
+            clip_text_encoder(tokenizer).save_pretrained(stable_diffusion / "text_encoder")
+            image_autoencoder(diffusers).save_pretrained(stable_diffusion / "vae")
+            diffusers.PNDMScheduler(**SCHEDULE, skip_prk_steps=True).save_pretrained(stable_diffusion / "scheduler")
+            unet.save_config(stable_diffusion / "unet")
+        weights = unet.state_dict()
+        torch.save({"ema": weights}, folder / "lavie_base.pt")
+        # Stable Diffusion's file holds no temporal layers.
+        flat = {key: weight for key, weight in weights.items() if "_temp" not in key}
+        torch.save(flat, stable_diffusion / "unet" / "diffusion_pytorch_model.bin")
+        config = OmegaConf.load(self.checkout / "base" / "configs" / "sample.yaml")
+        config.update(
+            ckpt_path=str(folder / "lavie_base.pt"),
+            pretrained_path=str(folder / "pretrained"),
+            output_folder=f"{folder / 'videos'}/",  # the host puts the prompt right behind it
+            video_length=8,
+            image_size=[32, 32],
+            seed=7,
+            num_sampling_steps=4,
+            text_prompt=self.prompts,
         )
-        if "clip_sample" in scheduler.config:
-            scheduler.register_to_config(clip_sample=False)
-        pipeline = importlib.import_module("pipeline_videogen").VideoGenPipeline
-        vae, text_encoder = image_autoencoder(diffusers), clip_text_encoder(tokenizer)
-        return pipeline(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet.eval(), scheduler=scheduler)
+        OmegaConf.save(config, folder / "tiny.yaml")
+        script = ["bash", "pipelines/sample.sh", "--config", str(folder / "tiny.yaml")]
+        return Command(script, self.checkout / "base", folder / "videos")
 
     def sample(self, host: Any, prompts: list[str], seed: int) -> Tensor:
         """The latents that the host is about to decode."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mp_hooks.compat import shims
 from mp_hooks.files import replacing
 from mp_hooks.patching import manifest
-from mp_hooks.testing.conformance import HostCase
+from mp_hooks.testing.case import Command, HostCase, require
 
 TEXT = Path(__file__).with_name("mp-tiny-clip.json")  # ours; open_clip has to be told of it
 KNOWN_TEXT, KNOWN_WIDTH = "ViT-B-32", 512  # the smallest that open_clip knows by name, for the host's own script
@@ -86,14 +86,15 @@ class LVDMCase(HostCase):
 class VideoCrafterCase(LVDMCase):
     """Text-to-video through DDIMSampler, as the host's batch_ddim_sampling calls it."""
 
+    name = "videocrafter2"
+
     def __init__(self, checkout: Path, steps: int = 4, frames: int = 4) -> None:
         self.checkout, self.steps, self.frames = checkout, steps, frames
 
     @contextmanager
     def open(self) -> Iterator[nn.Module]:
-        with importable(self.checkout), shims(manifest.load("videocrafter2").script.shims, "cpu"):
-            import open_clip
-
+        open_clip = require("open_clip", extra="videocrafter")
+        with importable(self.checkout), shims(manifest.load(self.name).script.shims, "cpu"):
             open_clip.add_model_config(TEXT)
             yield build(tiny_config(self.checkout, TEXT.stem, width=64))
 
@@ -117,6 +118,16 @@ class VideoCrafterCase(LVDMCase):
         )
         return latents
 
+    def command(self, folder: Path) -> Command:
+        """scripts/run_text2video.sh."""
+        config, weights = write_tiny(self.checkout, folder)
+        prompts = folder / "prompts.txt"
+        prompts.write_text("\n".join(self.prompts), encoding="utf-8")
+        files = {"--config": config, "--ckpt_path": weights, "--prompt_file": prompts, "--savedir": folder / "videos"}
+        sizes = {"--height": 64, "--width": 64, "--frames": 8, "--ddim_steps": 4}
+        arguments = [str(word) for option in (files | sizes).items() for word in option]
+        return Command(["bash", "scripts/run_text2video.sh", *arguments], self.checkout, folder / "videos")
+
     def own_predictions(self, host: nn.Module, prompts: list[str], seed: int) -> list[Tensor]:
         predictions: list[Tensor] = []
         self.sample(host, prompts, seed, callback=lambda clean, _step: predictions.append(clean))
@@ -130,6 +141,7 @@ class DynamiCrafterCase(LVDMCase):
     scale of its own for the image.
     """
 
+    name = "dynamicrafter"
     steps, frames = 4, 4
 
     def __init__(self, checkout: Path, cfg_img: float | None = None) -> None:
@@ -137,8 +149,8 @@ class DynamiCrafterCase(LVDMCase):
 
     @contextmanager
     def open(self) -> Iterator[nn.Module]:
-        with importable(self.checkout), shims(manifest.load("dynamicrafter").script.shims, "cpu"):
-            import open_clip
+        open_clip = require("open_clip", extra="videocrafter")
+        with importable(self.checkout), shims(manifest.load(self.name).script.shims, "cpu"):
             from omegaconf import OmegaConf
 
             open_clip.add_model_config(TEXT)
