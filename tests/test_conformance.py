@@ -47,6 +47,15 @@ class TestLaVie(ConformanceSuite):
 
 
 @pytest.mark.upstream
+class TestLaVieVariants(ConformanceSuite):
+    """Euler's scaled input, no classifier-free guidance."""
+
+    @pytest.fixture(scope="class", autouse=True)
+    def _case(self, request: pytest.FixtureRequest) -> None:
+        request.cls.case = LaVieCase(checkout("LaVie"), "EulerDiscreteScheduler", guidance_scale=1.0)
+
+
+@pytest.mark.upstream
 class TestDynamiCrafter(ConformanceSuite):
     @pytest.fixture(scope="class", autouse=True)
     def _case(self, request: pytest.FixtureRequest) -> None:

@@ -20,6 +20,7 @@ from mp_hooks.patching import manifest
 from mp_hooks.testing.case import Command, require
 from mp_hooks.testing.diffusers import WORDS, DiffusersCase, awaken, clip_text_encoder, image_autoencoder
 
+METHODS = {"DDPMScheduler": "ddpm", "DDIMScheduler": "ddim", "EulerDiscreteScheduler": "eulerdiscrete"}
 SCHEDULE = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "steps_offset": 1}
 
 
@@ -83,7 +84,7 @@ class LaVieCase(DiffusersCase):
         return unet
 
     def command(self, folder: Path) -> Command:
-        """pipelines/sample.sh on its own kinds of files, float16 as it is. `scheduler` and `options` do not count."""
+        """pipelines/sample.sh on its own kinds of files, float16 as it is."""
         from omegaconf import OmegaConf
 
         diffusers = require("diffusers", extra="lavie")
@@ -115,8 +116,10 @@ class LaVieCase(DiffusersCase):
             video_length=8,
             image_size=[32, 32],
             seed=7,
+            sample_method=METHODS[self.scheduler],
             num_sampling_steps=4,
             text_prompt=self.prompts,
+            **self.options,
         )
         OmegaConf.save(config, folder / "tiny.yaml")
         script = ["bash", "pipelines/sample.sh", "--config", str(folder / "tiny.yaml")]
