@@ -12,8 +12,9 @@ import pytest
 from mp_hooks.backbones import BACKBONES
 from mp_hooks.testing import ConformanceSuite
 from mp_hooks.testing.diffusers import AnimateDiffCase, CogVideoXCase, LTXCase, TextToVideoSDCase, WanCase
+from mp_hooks.testing.dynamicrafter import DynamiCrafterCase
 from mp_hooks.testing.lavie import LaVieCase
-from mp_hooks.testing.lvdm import DynamiCrafterCase, VideoCrafterCase
+from mp_hooks.testing.videocrafter import VideoCrafterCase, VideoCrafterImageCase
 
 
 def checkout(name: str) -> Path:
@@ -40,6 +41,31 @@ class TestVideoCrafter(ConformanceSuite):
 
 
 @pytest.mark.upstream
+class TestVideoCrafter1(ConformanceSuite):
+    """Neither scaled latents nor a frame rate, relative positions in time."""
+
+    @pytest.fixture(scope="class", autouse=True)
+    def _case(self, request: pytest.FixtureRequest) -> None:
+        request.cls.case = VideoCrafterCase(checkout("VideoCrafter"), "t2v_512_v1.0")
+
+
+@pytest.mark.upstream
+class TestVideoCrafter1Large(ConformanceSuite):
+    """The 1024 configuration scales its latents in another way."""
+
+    @pytest.fixture(scope="class", autouse=True)
+    def _case(self, request: pytest.FixtureRequest) -> None:
+        request.cls.case = VideoCrafterCase(checkout("VideoCrafter"), "t2v_1024_v1.0")
+
+
+@pytest.mark.upstream
+class TestVideoCrafterImage(ConformanceSuite):
+    @pytest.fixture(scope="class", autouse=True)
+    def _case(self, request: pytest.FixtureRequest) -> None:
+        request.cls.case = VideoCrafterImageCase(checkout("VideoCrafter"))
+
+
+@pytest.mark.upstream
 class TestLaVie(ConformanceSuite):
     @pytest.fixture(scope="class", autouse=True)
     def _case(self, request: pytest.FixtureRequest) -> None:
@@ -63,10 +89,21 @@ class TestDynamiCrafter(ConformanceSuite):
 
 
 @pytest.mark.upstream
-class TestDynamiCrafterWithImageScale(ConformanceSuite):
+class TestDynamiCrafter256(ConformanceSuite):
+    """Noise is predicted, nothing is rescaled."""
+
     @pytest.fixture(scope="class", autouse=True)
     def _case(self, request: pytest.FixtureRequest) -> None:
-        request.cls.case = DynamiCrafterCase(checkout("DynamiCrafter"), cfg_img=4.0)
+        request.cls.case = DynamiCrafterCase(checkout("DynamiCrafter"), "256")
+
+
+@pytest.mark.upstream
+class TestDynamiCrafter1024(ConformanceSuite):
+    """Rescaled more; a scale of its own for the image; first and last frame given."""
+
+    @pytest.fixture(scope="class", autouse=True)
+    def _case(self, request: pytest.FixtureRequest) -> None:
+        request.cls.case = DynamiCrafterCase(checkout("DynamiCrafter"), "1024", cfg_img=4.0, ends="interp")
 
 
 class TestAnimateDiff(ConformanceSuite):

@@ -27,7 +27,7 @@ def test_a_pipeline_runs_here(tmp_path: Path) -> None:
 
 
 def test_the_last_words_of_a_failure_are_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    failing = Command(["bash", "-c", "echo first; echo no such weights >&2; exit 3"], tmp_path, tmp_path)
+    failing = Command(["bash", "-c", "echo first; echo no such weights >&2; exit 3"], [], tmp_path, tmp_path)
     with pytest.raises(MotionPromptError, match=r"exit code 3\): no such weights"):
         run(failing, [])
     assert "first" in capfd.readouterr().err

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +13,12 @@ import torch
 
 from mp_hooks import patching
 from mp_hooks.guidance.trace import read_trace
-from mp_hooks.testing import Command, HostCase, tiny
+from mp_hooks.testing import Command, HostCase
 from mp_hooks.testing.case import MissingPackage
-from mp_hooks.testing.doctor import GUIDANCE, copy_of, environment, run
+from mp_hooks.testing.doctor import GUIDANCE, copy_of, run
+from mp_hooks.testing.dynamicrafter import DynamiCrafterCase
 from mp_hooks.testing.lavie import LaVieCase
+from mp_hooks.testing.videocrafter import VideoCrafterCase, VideoCrafterImageCase
 from mp_hooks.video import find_videos, video_info
 
 pytestmark = pytest.mark.upstream
@@ -47,7 +49,7 @@ SPY = 'python3() { printf "%s\\0" "$@"; }; python() { python3 "$@"; }; source "$
 
 @dataclass(frozen=True)
 class Host:
-    """A patched script in one of its configurations. frames: of its videos. autoencoder: the module of its VAE."""
+    """A host's script in one configuration. autoencoder: the module of its VAE's class. frames: of its videos."""
 
     name: str
     autoencoder: str
@@ -55,27 +57,34 @@ class Host:
     case: Callable[[Path], HostCase]
 
 
+LVDM = "lvdm.models.autoencoder"
 HOSTS = {
-    "videocrafter2": Host("videocrafter2", "lvdm.models.autoencoder", 8, lambda root: tiny("videocrafter2", root)),
-    "lavie": Host("lavie", "diffusers", 8, lambda root: tiny("lavie", root)),
+    "videocrafter2": Host("videocrafter2", LVDM, 8, VideoCrafterCase),
+    "videocrafter-image": Host("videocrafter2", LVDM, 8, VideoCrafterImageCase),
+    "dynamicrafter-256": Host("dynamicrafter", LVDM, 4, lambda root: DynamiCrafterCase(root, "256")),
+    "dynamicrafter-512": Host("dynamicrafter", LVDM, 4, DynamiCrafterCase),
+    "lavie": Host("lavie", "diffusers", 8, LaVieCase),
+}
+VARIANTS = {
+    "videocrafter-1": Host("videocrafter2", LVDM, 8, lambda root: VideoCrafterCase(root, "t2v_512_v1.0")),
+    "videocrafter-1-large": Host("videocrafter2", LVDM, 8, lambda root: VideoCrafterCase(root, "t2v_1024_v1.0")),
+    "dynamicrafter-1024": Host("dynamicrafter", LVDM, 4, lambda root: DynamiCrafterCase(root, "1024", cfg_img=4.0)),
+    "dynamicrafter-loop": Host("dynamicrafter", LVDM, 3, lambda root: DynamiCrafterCase(root, ends="loop")),
+    "dynamicrafter-interp": Host("dynamicrafter", LVDM, 4, lambda root: DynamiCrafterCase(root, ends="interp")),
     "lavie-ddim": Host("lavie", "diffusers", 8, lambda root: LaVieCase(root, "DDIMScheduler")),
     "lavie-euler": Host("lavie", "diffusers", 8, lambda root: LaVieCase(root, "EulerDiscreteScheduler")),
     "lavie-without-guidance": Host("lavie", "diffusers", 8, lambda root: LaVieCase(root, guidance_scale=1.0)),
 }
 
 
-@pytest.fixture(params=HOSTS)
-def host(request: pytest.FixtureRequest) -> Host:
-    return HOSTS[request.param]
-
-
 @pytest.fixture
-def checkout(host: Host, tmp_path: Path) -> Iterator[Path]:
+def checkout(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """An unpatched copy under git."""
-    manifest = patching.load(host.name)
+    name = request.getfixturevalue("host").name
+    manifest = patching.load(name)
     upstream = patching.default_checkout(manifest)
     if not patching.is_present(upstream):
-        pytest.skip(f"{upstream.name} is not in third_party/; mp-patch {host.name} gets it")
+        pytest.skip(f"{upstream.name} is not in third_party/; mp-patch {name} gets it")
     root = copy_of(manifest, upstream, tmp_path / "host")
     patching.revert(manifest, root)
     git(root, "init", "-q")
@@ -84,56 +93,76 @@ def checkout(host: Host, tmp_path: Path) -> Iterator[Path]:
     return root
 
 
+@pytest.fixture
+def command(host: Host, checkout: Path, tmp_path: Path) -> Command:
+    """The host's script on tiny random weights."""
+    (tmp_path / "tiny").mkdir()
+    try:
+        return host.case(checkout).command(tmp_path / "tiny")
+    except MissingPackage as missing:
+        pytest.skip(str(missing))
+
+
 def git(root: Path, *arguments: str) -> str:
     who = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
     return subprocess.run(["git", *who, *arguments], cwd=root, capture_output=True, text=True, check=True).stdout
 
 
-def decoded(host: Host, command: Command, own: list[str], state: str) -> list[torch.Tensor]:
+def own_arguments(command: Command) -> list[str]:
+    """What the host's own, unpatched script calls python with."""
+    spied = subprocess.run(
+        ["bash", "-c", SPY, "spy", *command.script[1:]], cwd=command.folder, capture_output=True, check=True
+    )
+    return spied.stdout.decode().split("\0")[:-1]
+
+
+def decoded(host: Host, command: Command, entry: list[str], state: str) -> list[torch.Tensor]:
     """What the host's VAE is given to decode when its entry runs unpatched or patched and off."""
     out = command.folder / f"{state}.pt"
-    entry, *fixed = own
-    start = [sys.executable, "-c", RUNNER, str(out), state, host.name, host.autoencoder, entry, *fixed]
-    off = ["--mp-device", "cpu"] if state == "off" else []
-    run(Command([*start, *command.arguments[2:], *off], command.folder, command.output), [])
+    start = [sys.executable, "-c", RUNNER, str(out), state, host.name, host.autoencoder, *entry]
+    run(
+        Command([*start], command.options, command.folder, command.output),
+        ["--mp-device", "cpu"] if state == "off" else [],
+    )
     kept = torch.load(out, weights_only=True)
     out.unlink()
     return kept
 
 
-def test_the_whole_way(host: Host, checkout: Path, tmp_path: Path) -> None:
-    """Unpatched, patched and off, patched and on through the host's own script, reverted."""
-    manifest = patching.load(host.name)
-    case = host.case(checkout)
-    (tmp_path / "tiny").mkdir()
-    try:
-        command = case.command(tmp_path / "tiny")
-    except MissingPackage as missing:
-        pytest.skip(str(missing))
-    spied = subprocess.run(["bash", "-c", SPY, "spy", command.arguments[1]], cwd=command.folder, capture_output=True)
-    own = spied.stdout.decode().split("\0")[:-1]
-
-    vanilla = decoded(host, command, own, "vanilla")
-    patching.apply(manifest, checkout)
-    off = decoded(host, command, own, "off")
-    assert len(off) == len(vanilla) > 0
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(off, vanilla, strict=True))
-    assert all(latents.isfinite().all() for latents in off)
-
-    assert run(command, [*GUIDANCE, "--mp-device", "cpu"]).videos == len(case.prompts)
-    assert [video_info(path).frames for path in find_videos(command.output)] == [host.frames] * len(case.prompts)
+def assert_guided(host: Host, command: Command) -> None:
+    """The script runs with guidance: a video and a run in the trace for every prompt, tokens that moved."""
+    prompts = HostCase.prompts
+    assert run(command, [*GUIDANCE, "--mp-device", "cpu"]).videos == len(prompts)
+    assert [video_info(path).frames for path in find_videos(command.output)] == [host.frames] * len(prompts)
     records = read_trace(command.output / "motionprompt" / "trace.jsonl")
-    runs = [record["prompts"] for record in records if record["event"] == "run"]
-    assert runs == [[prompt] for prompt in case.prompts]
+    assert [record["prompts"] for record in records if record["event"] == "run"] == [[prompt] for prompt in prompts]
     iterations = [record for record in records if record["event"] == "iteration"]
-    assert len(iterations) == len(case.prompts) * 2 * 3  # two guided steps of four, K
+    assert len(iterations) == len(prompts) * 2 * 3  # two guided steps of four, K
     updated = [record for record in iterations if record["updated"] == [True]]
-    skipped = sum(record["skipped"] for record in records if record["event"] == "end")
-    assert len(updated) == len(iterations) - skipped
-    assert {record["run"] for record in updated} == set(range(len(case.prompts)))
+    assert len(iterations) - len(updated) == sum(record["skipped"] for record in records if record["event"] == "end")
+    assert {record["run"] for record in updated} == set(range(len(prompts)))
     assert all(torch.tensor(record["loss"]).isfinite().all() for record in updated)
     assert all(record["cosine"][0] < 1 for record in updated)
     assert (command.output / "motionprompt" / "config.yaml").is_file()
 
+
+@pytest.mark.parametrize("host", HOSTS.values(), ids=HOSTS)
+def test_the_whole_way(host: Host, checkout: Path, command: Command) -> None:
+    """Unpatched, patched and off, patched and on through the host's own script, reverted."""
+    manifest = patching.load(host.name)
+    entry = own_arguments(command)
+    vanilla = decoded(host, command, entry, "vanilla")
+    patching.apply(manifest, checkout)
+    off = decoded(host, command, entry, "off")
+    assert len(off) == len(vanilla) > 0
+    assert all(latents.isfinite().all() for latents in vanilla)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(off, vanilla, strict=True))
+    assert_guided(host, command)
     patching.revert(manifest, checkout)
     assert git(checkout, "status", "--porcelain", "--untracked-files=no") == ""
+
+
+@pytest.mark.parametrize("host", VARIANTS.values(), ids=VARIANTS)
+def test_other_configurations(host: Host, checkout: Path, command: Command) -> None:
+    patching.apply(patching.load(host.name), checkout)
+    assert_guided(host, command)

@@ -19,8 +19,8 @@ from mp_hooks.testing.case import Command, HostCase
 
 # Tiny instances by the adapter's name, as "module:class"; those of hosts with a manifest take a checkout.
 CASES = {
-    "videocrafter2": "mp_hooks.testing.lvdm:VideoCrafterCase",
-    "dynamicrafter": "mp_hooks.testing.lvdm:DynamiCrafterCase",
+    "videocrafter2": "mp_hooks.testing.videocrafter:VideoCrafterCase",
+    "dynamicrafter": "mp_hooks.testing.dynamicrafter:DynamiCrafterCase",
     "lavie": "mp_hooks.testing.lavie:LaVieCase",
     "diffusers-animatediff": "mp_hooks.testing.diffusers:AnimateDiffCase",
     "diffusers-text-to-video-sd": "mp_hooks.testing.diffusers:TextToVideoSDCase",

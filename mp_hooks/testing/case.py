@@ -24,10 +24,11 @@ from mp_hooks.guidance import MotionPromptConfig
 class Command:
     """A host's own command on tiny random weights, in four steps; --motionprompt and --mp-* options may follow.
 
-    folder: where it is run. output: where its videos go, with motionprompt/ beside them.
+    script, options: its words. folder: where it is run. output: where its videos go, with motionprompt/ beside them.
     """
 
-    arguments: list[str]
+    script: list[str]
+    options: list[str]
     folder: Path
     output: Path
 

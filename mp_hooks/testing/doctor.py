@@ -103,7 +103,7 @@ def run(command: Command, arguments: Sequence[str]) -> Outcome:
     began, log = time.perf_counter(), command.folder / "motionprompt-doctor.log"
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [*command.arguments, *arguments],
+            [*command.script, *command.options, *arguments],
             cwd=command.folder,
             env=environment(),
             stdin=subprocess.DEVNULL,

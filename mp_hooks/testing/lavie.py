@@ -122,8 +122,8 @@ class LaVieCase(DiffusersCase):
             **self.options,
         )
         OmegaConf.save(config, folder / "tiny.yaml")
-        script = ["bash", "pipelines/sample.sh", "--config", str(folder / "tiny.yaml")]
-        return Command(script, self.checkout / "base", folder / "videos")
+        options = ["--config", str(folder / "tiny.yaml")]
+        return Command(["bash", "pipelines/sample.sh"], options, self.checkout / "base", folder / "videos")
 
     def sample(self, host: Any, prompts: list[str], seed: int) -> Tensor:
         """The latents that the host is about to decode."""
