@@ -194,3 +194,16 @@ def test_bench_prints_a_row_a_method(pairs: list[KnownPair], capsys: pytest.Capt
 def test_bench_without_videos_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["flow", "bench", "--videos", str(tmp_path)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e30])
+def test_warping_by_a_flow_that_is_no_place_is_finite_and_so_is_its_gradient(mode: str, value: float) -> None:
+    """Unguarded, the backward pass of torch's grid_sample ends the process at NaN."""
+    image = torch.rand(1, 3, 16, 16, requires_grad=True)
+    flow = torch.zeros(1, 2, 16, 16)
+    flow[..., 3:9, 4:12] = value
+    flow.requires_grad_()
+    warped = warp(image, flow, mode)
+    assert warped.isfinite().all()
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(warped.square().sum(), (image, flow)))

@@ -10,8 +10,8 @@ from torch import Tensor
 def warp(image: Tensor, flow: Tensor, mode: str = "bilinear") -> Tensor:
     """Sample `image` [b, c, h, w] at p + flow(p), flow [b, 2, h, w] in pixels (x, y); the border is repeated.
 
-    With the flow from a first to a second frame, warp(second, flow) looks like the first. `mode` is that of
-    grid_sample, whose backward is not deterministic on CUDA (pytorch#68959).
+    With the flow from a first to a second frame, warp(second, flow) looks like the first. A flow that is no number
+    samples the middle. `mode` is that of grid_sample, whose backward is not deterministic on CUDA (pytorch#68959).
     """
     height, width = image.shape[-2:]
     rows = torch.arange(height, device=flow.device, dtype=flow.dtype)
@@ -19,4 +19,6 @@ def warp(image: Tensor, flow: Tensor, mode: str = "bilinear") -> Tensor:
     # pixel i has its centre at (2 i + 1) / n - 1 in grid_sample's coordinates (align_corners=False)
     x = (2 * (columns + flow[:, 0]) + 1) / width - 1
     y = (2 * (rows[:, None] + flow[:, 1]) + 1) / height - 1
-    return F.grid_sample(image, torch.stack([x, y], -1), mode, padding_mode="border", align_corners=False)
+    # at NaN its backward writes out of bounds on the CPU; beyond +-3 all is border anyway
+    places = torch.stack([x, y], -1).nan_to_num().clamp(-3, 3)
+    return F.grid_sample(image, places, mode, padding_mode="border", align_corners=False)
