@@ -78,9 +78,8 @@ class HostCase(ABC):
 
         A host without a script is sampled as the kit does it, in a process of its own.
         """
-        return Command(
-            [sys.executable, "-m", "mp_hooks.testing.sample", self.name, "--out", str(folder)], folder, folder
-        )
+        script = [sys.executable, "-m", "mp_hooks.testing.sample", self.name]
+        return Command(script, ["--out", str(folder)], folder, folder)
 
     @contextmanager
     def in_float64(self, host: Any) -> Iterator[None]:
