@@ -202,9 +202,9 @@ class Run:
     def _loss(self, step: Step, tokens: Tensor, pairs: Tensor, corner: Tensor) -> Loss:
         """l_total of z0_hat under c(T), at these frame pairs [p, 2]."""
         clean = full_precision(self.host.predict_clean(step, self._encode(tokens)))
-        wanted, places = pairs.unique(return_inverse=True)
-        frames = full_precision(self.host.decode(clean, wanted.tolist())).transpose(1, 2)  # [b, n, 3, h, w]
-        first, second = (frames[:, places[:, side]] for side in (0, 1))
+        wanted = sorted({frame for pair in pairs.tolist() for frame in pair})
+        frames = full_precision(self.host.decode(clean, wanted)).transpose(1, 2)  # [b, n, 3, h, w]
+        first, second = (frames[:, [wanted.index(frame) for frame in side]] for side in pairs.T.tolist())
         return self.method.objective(first, second, tokens, self.initial, corner)
 
     def _encode(self, tokens: Tensor) -> Tensor:
