@@ -29,7 +29,7 @@ EXTRAS = {
     "lavie": [*DIFFUSERS, "rotary_embedding_torch", "imageio[ffmpeg]"],
     # The embedded mini model and its experiment: statistics, plots, the page.
     "mini": MINI,
-    "test": ["pytest>=7", "hypothesis", "ruff", "opencv-python-headless", *MINI],
+    "test": ["pytest>=7", "pytest-xdist", "hypothesis", "ruff", "opencv-python-headless", *MINI],
     "bench": ["opencv-python-headless", "matplotlib"],
 }
 

@@ -29,5 +29,6 @@ failed=0
 echo "== ruff"
 "$python" -m ruff check || failed=1
 echo "== pytest"
-"$python" -m pytest "$@" || failed=1
+export OMP_NUM_THREADS=1 # one process a core
+"$python" -m pytest -n auto --dist worksteal "$@" || failed=1
 exit $failed
