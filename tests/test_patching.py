@@ -16,6 +16,7 @@ import yaml
 from mp_hooks import patching
 from mp_hooks.cli.patch import main
 from mp_hooks.errors import MotionPromptError
+from mp_hooks.patching.checkout import locked
 from mp_hooks.patching.edit import Edit, apply_edits, count_applied, remove_edits
 
 SCRIPT = b"echo start\npython run.py --mode fast \\\n--fps 28\n"
@@ -247,38 +248,11 @@ def test_newlines_changed_by_the_checkout_are_still_upstream(toy: patching.Manif
     assert contents(repo) == before
 
 
-@pytest.mark.parametrize("failing", [1, 2])
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-@pytest.mark.parametrize("call", ["write_bytes", "replace"])
-def test_a_write_that_fails_leaves_the_checkout_as_it_was(
-    toy: patching.Manifest, repo: Path, monkeypatch: pytest.MonkeyPatch, call: str, failing: int, error: BaseException
-) -> None:
-    before, real, calls = contents(repo), getattr(Path, call), []
-
-    def fail_once(*args: object) -> object:
-        calls.append(args)
-        if len(calls) == failing:
-            raise error
-        return real(*args)
-
-    monkeypatch.setattr(Path, call, fail_once)
-    with pytest.raises(MotionPromptError if isinstance(error, OSError) else KeyboardInterrupt) as met:
-        patching.apply(toy, repo)
-    monkeypatch.undo()
-    assert "No space left" in str(met.value) or isinstance(error, KeyboardInterrupt)
-    assert contents(repo) == before
-
-
 def test_an_edit_made_while_we_write_is_not_lost(
     toy: patching.Manifest, repo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, mine = Path.write_bytes, ENTRY + b"  # saved by an editor"
-
-    def write_and_meddle(path: Path, data: bytes) -> int:
-        real(repo / "code/run.py", mine)
-        return real(path, data)
-
-    monkeypatch.setattr(Path, "write_bytes", write_and_meddle)
+    mine = ENTRY + b"  # saved by an editor"
+    monkeypatch.setattr(os, "fsync", lambda _: (repo / "code/run.py").write_bytes(mine))
     with pytest.raises(MotionPromptError, match="changed by someone else"):
         patching.apply(toy, repo)
     assert contents(repo) == {"run.sh": SCRIPT, "code/run.py": mine}
@@ -290,6 +264,56 @@ def test_what_would_not_parse_is_not_written(toy: patching.Manifest, repo: Path)
     before = contents(repo)
     with pytest.raises(MotionPromptError, match="no longer parse"):
         patching.apply(toy, repo, force=True)
+    assert contents(repo) == before
+
+
+OLD_SCRIPT, OLD_ENTRY = b' "$@" --old', b"import hook  # 0.0"
+
+
+@pytest.fixture
+def renewed(toy: patching.Manifest) -> patching.Manifest:
+    """Toy, of which an earlier version inserted other lines in two places."""
+    script, entry = toy.files
+    first, *rest = entry.edits
+    return replace(
+        toy,
+        files=(
+            replace(script, edits=(replace(script.edits[0], formerly=(b" $*", OLD_SCRIPT)),)),
+            replace(entry, edits=(replace(first, formerly=(OLD_ENTRY,)), *rest)),
+        ),
+    )
+
+
+def test_what_an_earlier_version_added_is_renewed(
+    toy: patching.Manifest, renewed: patching.Manifest, repo: Path
+) -> None:
+    before = contents(repo)
+    patching.apply(toy, repo)
+    change(repo / "run.sh", b' "$@"', OLD_SCRIPT)
+    change(repo / "code/run.py", b"import hook\r\n", OLD_ENTRY + b"\r\n")
+    change(repo / "code/run.py", b"return args", b"return args  # mine")
+    status = patching.status(renewed, repo)
+    assert status.state == patching.OUTDATED
+    with pytest.raises(MotionPromptError, match="earlier mp_hooks; run: mp-patch toy"):
+        patching.require_patched(renewed, repo)
+    old = contents(repo)
+    with pytest.raises(MotionPromptError, match="--force"):
+        patching.apply(renewed, repo)
+    assert contents(repo) == old
+    assert patching.apply(renewed, repo, force=True).state == patching.PATCHED
+    assert contents(repo)["run.sh"] == SCRIPT[:-1] + b' "$@"\n'
+    assert contents(repo)["code/run.py"].count(b"import hook") == 1
+    (repo / "run.sh").write_bytes(old["run.sh"])
+    patching.revert(renewed, repo)
+    assert contents(repo) == {**before, "code/run.py": ENTRY.replace(b"return args", b"return args  # mine")}
+
+
+def test_unknown_lines_of_ours_are_not_doubled(toy: patching.Manifest, repo: Path) -> None:
+    change(repo / "code/run.py", b"import sys", b"import sys\r\nfrom mp_hooks import motionprompt  # 9.9")
+    before = contents(repo)
+    for force in (False, True):
+        with pytest.raises(MotionPromptError, match="'motionprompt' stands in lines that this version did not add"):
+            patching.apply(toy, repo, force=force)
     assert contents(repo) == before
 
 
@@ -321,9 +345,7 @@ def test_a_folder_that_is_no_checkout(toy: patching.Manifest, tmp_path: Path) ->
 
 
 def _hold_lock(root: Path, held: multiprocessing.synchronize.Event, seconds: float) -> None:
-    from mp_hooks.patching.checkout import _locked
-
-    with _locked(root):
+    with locked(root):
         held.set()
         time.sleep(seconds)
 
@@ -340,6 +362,14 @@ def test_a_second_mp_patch_waits_for_the_first(toy: patching.Manifest, repo: Pat
     assert time.monotonic() - began > 0.5
     other.join()
     assert contents(repo).keys() == {"run.sh", "code/run.py"}
+
+
+def test_waiting_for_another_mp_patch_has_an_end(
+    toy: patching.Manifest, repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mp_hooks.patching.checkout.PATIENCE", 0.1)
+    with locked(repo), pytest.raises(MotionPromptError, match="another mp-patch is at work"):
+        patching.status(toy, repo)
 
 
 # --- manifests
@@ -374,6 +404,8 @@ def test_an_unknown_host_is_answered_with_the_known_ones() -> None:
         (("files", 0, "edits", 0, "place"), "middle"),
         (("files", 0, "edits", 0, "anchor"), " "),
         (("files", 0, "edits", 0, "insert"), "two\nlines"),
+        (("files", 0, "edits", 0, "formerly"), [" "]),
+        (("files", 0, "edits", 0, "formerly"), [1]),
     ],
 )
 def test_a_faulty_manifest_is_one_sentence(tmp_path: Path, where: tuple[str | int, ...], value: object) -> None:
@@ -433,6 +465,13 @@ def test_fetch_gets_the_commit_without_media(origin: patching.Manifest, tmp_path
     patched = contents(folder)
     patching.fetch(origin, folder)
     assert contents(folder) == patched, "what is there already must be left alone"
+
+
+def test_what_a_killed_fetch_left_is_removed(origin: patching.Manifest, tmp_path: Path) -> None:
+    folder = tmp_path / "third_party/Toy"
+    (folder.parent / ".Toy-x1y2z3/.git").mkdir(parents=True)
+    patching.fetch(origin, folder)
+    assert [path.name for path in folder.parent.iterdir()] == ["Toy"]
 
 
 @pytest.mark.parametrize("fault", [{"commit": "f" * 40}, {"url": "/nowhere/at/all"}])
@@ -507,6 +546,7 @@ def test_videocrafter_from_the_command_line(host: Path, capsys: pytest.CaptureFi
     after = contents(host)
     assert {name for name in after if after[name] != before[name]} == {
         "scripts/run_text2video.sh",
+        "scripts/run_image2video.sh",
         "scripts/evaluation/inference.py",
     }
     assert main(repo) == 0

@@ -67,8 +67,10 @@ def _status(manifest: patching.Manifest, repo: Path) -> int:
     print(f"{manifest.name} in {repo}: {status.state}")
     for file in status.files:
         print(f"  {file}")
+    command = f"mp-patch {manifest.name} --repo {repo}"
+    if status.state == patching.OUTDATED:
+        print(f"renew it with: {command}")
     if status.state == patching.HALF_PATCHED:
-        command = f"mp-patch {manifest.name} --repo {repo}"
         raise MotionPromptError(
             f"{repo} is half patched; complete it with: {command}, or undo it with: {command} --revert"
         )

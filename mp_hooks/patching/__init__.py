@@ -6,6 +6,7 @@ any checkout of it.
 
 from mp_hooks.patching.checkout import (
     HALF_PATCHED,
+    OUTDATED,
     PATCHED,
     UNPATCHED,
     FileStatus,
@@ -21,6 +22,7 @@ from mp_hooks.patching.manifest import Manifest, default_checkout, load, names, 
 
 __all__ = [
     "HALF_PATCHED",
+    "OUTDATED",
     "PATCHED",
     "UNPATCHED",
     "FileStatus",

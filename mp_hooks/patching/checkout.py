@@ -1,7 +1,9 @@
 """The operations on a host's checkout: status, diff, apply, revert.
 
 Every operation works out all new contents first and refuses before the first byte is written. All are then written
-to temporary files, so that a full disk is met before anything is replaced, and renamed one after the other.
+into a working folder of ours, so that a full disk is met before anything is replaced, and renamed from there one after
+the other. The folder goes last: one that is found belongs to an operation that was killed, which the next one, `status`
+too, undoes before it does anything else. So a checkout is untouched or patched whole.
 """
 
 from __future__ import annotations
@@ -11,35 +13,44 @@ import os
 import shutil
 import stat
 import subprocess
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from mp_hooks.errors import MotionPromptError
-from mp_hooks.files import replacing
-from mp_hooks.patching.edit import apply_edits, count_applied, remove_edits
+from mp_hooks.patching.edit import apply_edits, count_applied, count_former, remove_edits
 from mp_hooks.patching.manifest import Manifest, PatchedFile
 
-UNPATCHED, PATCHED, HALF_PATCHED = "unpatched", "patched", "half patched"
+UNPATCHED, PATCHED, HALF_PATCHED, OUTDATED = "unpatched", "patched", "half patched", "patched by an earlier mp_hooks"
+WORK = ".mp-patch"  # in the checkout, while files are being replaced
+PATIENCE = 60.0  # seconds to wait for another mp-patch
+OURS = b"motionprompt"  # in every line that we add to a host's Python code
 
 
 @dataclass(frozen=True)
 class FileStatus:
     """One file: how many of its edits are made, and what it is apart from them.
 
-    otherwise: "as pinned", "with other changes" (its edits still have their places) or "another version".
+    former: how many are made as an earlier version of ours made them. otherwise: "as pinned", "with other changes" (its
+    edits still have their places) or "another version".
     """
 
     path: str
     applied: int
+    former: int
     total: int
     otherwise: str
 
     @property
     def state(self) -> str:
-        return PATCHED if self.applied == self.total else HALF_PATCHED if self.applied else UNPATCHED
+        if self.applied == self.total:
+            return PATCHED
+        if self.applied + self.former == self.total:
+            return OUTDATED
+        return HALF_PATCHED if self.applied or self.former else UNPATCHED
 
     def __str__(self) -> str:
         return f"{self.path}: {self.state} ({self.applied} of {self.total} edits), {self.otherwise}"
@@ -47,13 +58,15 @@ class FileStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """A checkout: whole (`patched` or `unpatched`) or `half patched`."""
+    """A checkout: `unpatched`, `patched`, `patched by an earlier mp_hooks`, or by someone's own edit `half patched`."""
 
     files: tuple[FileStatus, ...]
 
     @property
     def state(self) -> str:
         states = {file.state for file in self.files}
+        if states == {PATCHED, OUTDATED}:
+            return OUTDATED
         return states.pop() if len(states) == 1 else HALF_PATCHED
 
     @property
@@ -74,13 +87,14 @@ class Change:
 
 def status(manifest: Manifest, repo: str | Path) -> Status:
     """What the checkout is; raises MotionPromptError when `repo` is no checkout of this host."""
-    root = _root(manifest, repo)
-    return Status(tuple(_file_status(file, _read(root / file.path)) for file in manifest.files))
+    with _alone(manifest, repo) as root:
+        return _status(manifest, root)
 
 
 def diff(manifest: Manifest, repo: str | Path, *, force: bool = False) -> str:
     """What `apply` would change, as a unified diff; empty when nothing. Raises as `apply` does."""
-    return "".join(_diff(change) for change in _plan_apply(manifest, _root(manifest, repo), force))
+    with _alone(manifest, repo) as root:
+        return "".join(_diff(change) for change in _plan_apply(manifest, root, force))
 
 
 def apply(manifest: Manifest, repo: str | Path, *, force: bool = False) -> Status:
@@ -89,20 +103,16 @@ def apply(manifest: Manifest, repo: str | Path, *, force: bool = False) -> Statu
     force: also edit files whose sha256 is unknown, wherever each anchor is found exactly once. Raises
     MotionPromptError, with the checkout as it was, when that is not so or a file cannot be written.
     """
-    root = _root(manifest, repo)
-    with _locked(root):
-        _write(_plan_apply(manifest, root, force))
-        require_patched(manifest, root)
-        return status(manifest, root)
+    with _alone(manifest, repo) as root:
+        _write(root, _plan_apply(manifest, root, force))
+        return _status(manifest, root)
 
 
 def revert(manifest: Manifest, repo: str | Path) -> Status:
     """Take our text out again and leave every other change where it is."""
-    root = _root(manifest, repo)
-    with _locked(root):
-        # In reverse, so that a revert cut short fails as loudly as an apply (see the manifest's order).
-        _write(_plan(root, manifest.files[::-1], lambda file, data: remove_edits(data, file.edits)))
-        return status(manifest, root)
+    with _alone(manifest, repo) as root:
+        _write(root, _plan_revert(manifest, root))
+        return _status(manifest, root)
 
 
 def require_patched(manifest: Manifest, repo: str | Path) -> None:
@@ -112,18 +122,35 @@ def require_patched(manifest: Manifest, repo: str | Path) -> None:
         raise MotionPromptError(f"{repo} is {state}; run: mp-patch {manifest.name} --repo {repo}")
 
 
+def _status(manifest: Manifest, root: Path) -> Status:
+    return Status(tuple(_file_status(file, _read(root / file.path)) for file in manifest.files))
+
+
 def _plan_apply(manifest: Manifest, root: Path, force: bool) -> list[Change]:
     def patched(file: PatchedFile, data: bytes) -> bytes:
         if count_applied(data, file.edits) == len(file.edits):
             return data
-        if not force and not file.is_pristine(remove_edits(data, file.edits)):
-            raise MotionPromptError(
-                f"its sha256 is not that of commit {manifest.commit[:7]}; check out that commit, or add --force to "
-                f"make the edits wherever their lines are found"
-            )
+        rest = remove_edits(data, file.edits)
+        if not file.is_pristine(rest):
+            # Beside a line of ours that is not known any more, the one that replaced it would stand a second time.
+            if OURS in rest:
+                raise MotionPromptError(
+                    f"'{OURS.decode()}' stands in lines that this version did not add; take them out with the "
+                    f"mp_hooks that added them, or by hand"
+                )
+            if not force:
+                raise MotionPromptError(
+                    f"its sha256 is not that of commit {manifest.commit[:7]}; check out that commit, or add --force "
+                    f"to make the edits wherever their lines are found"
+                )
         return apply_edits(data, file.edits)
 
     return _plan(root, manifest.files, patched)
+
+
+def _plan_revert(manifest: Manifest, root: Path) -> list[Change]:
+    # In reverse, so that a revert cut short fails as loudly as an apply (see the manifest's order).
+    return _plan(root, manifest.files[::-1], lambda file, data: remove_edits(data, file.edits))
 
 
 def _plan(root: Path, files: Sequence[PatchedFile], edited: Callable[[PatchedFile, bytes], bytes]) -> list[Change]:
@@ -144,27 +171,50 @@ def _plan(root: Path, files: Sequence[PatchedFile], edited: Callable[[PatchedFil
     return changes
 
 
-def _write(changes: Sequence[Change]) -> None:
-    """Write all new contents to temporary files, then rename these; if one cannot be, put the earlier ones back."""
+def _write(root: Path, changes: Sequence[Change]) -> None:
+    """Write all new contents into the working folder, then rename them to their places; if one cannot be, all go back.
+
+    Where a working folder is there already, an operation that was killed is being undone: it then stays on failure.
+    """
+    if not changes:
+        return
+    work = root / WORK
+    found = work.is_dir()
+    replaced: list[Change] = []
     try:
-        with ExitStack() as stack:
-            # The stack unwinds from its end, so that the renames come in the order of `changes`.
-            for change in reversed(changes):
-                stack.enter_context(replacing(change.path)).write_bytes(change.after)
-            for change in changes:
-                if _read(change.path) != change.before:
-                    raise MotionPromptError(f"{change.name} was changed by someone else meanwhile; try again")
-    except BaseException:
-        for change in changes:
-            if _read(change.path) == change.after:
-                with replacing(change.path) as temporary:
-                    temporary.write_bytes(change.before)
+        work.mkdir(exist_ok=True)
+        staged = [_stage(work / str(number), change.path, change.after) for number, change in enumerate(changes)]
+        for path, change in zip(staged, changes, strict=True):
+            if _read(change.path) != change.before:
+                raise MotionPromptError(f"{change.name} was changed by someone else meanwhile; try again")
+            replaced.append(change)
+            path.replace(change.path)
+    except BaseException as error:
+        with suppress(OSError):  # where that is not possible either, the folder stays for the next mp-patch
+            for change in replaced:
+                if _read(change.path) == change.after:
+                    _stage(work / "before", change.path, change.before).replace(change.path)
+            if not found:
+                shutil.rmtree(work, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise MotionPromptError(f"cannot write in {root}: {error.strerror}; make room or allow writing") from error
         raise
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _stage(path: Path, target: Path, data: bytes) -> Path:
+    """Write `data`, through to the disk, into a file with the permissions of `target`."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    path.chmod(target.stat().st_mode & 0o7777)
+    return path
 
 
 def _file_status(file: PatchedFile, data: bytes) -> FileStatus:
     with _naming(file):
-        applied = count_applied(data, file.edits)
+        applied, former = count_applied(data, file.edits), count_former(data, file.edits)
         if file.is_pristine(remove_edits(data, file.edits)):
             otherwise = "as pinned"
         else:
@@ -173,7 +223,7 @@ def _file_status(file: PatchedFile, data: bytes) -> FileStatus:
                 otherwise = "with other changes"
             except MotionPromptError:
                 otherwise = "another version"
-    return FileStatus(file.path, applied, len(file.edits), otherwise)
+    return FileStatus(file.path, applied, former, len(file.edits), otherwise)
 
 
 def _root(manifest: Manifest, repo: str | Path) -> Path:
@@ -210,25 +260,49 @@ def _naming(file: PatchedFile) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    """Wait for another mp-patch on the same checkout to end. The lock leaves no file and dies with its process."""
+def _alone(manifest: Manifest, repo: str | Path) -> Iterator[Path]:
+    """The checkout's real folder, while no other mp-patch is at work on it and none is left half done."""
+    root = _root(manifest, repo)
+    with locked(root):
+        if (root / WORK).is_dir():
+            try:
+                if _status(manifest, root).state != PATCHED:
+                    _write(root, _plan_revert(manifest, root))
+            except MotionPromptError as error:
+                raise MotionPromptError(f"an mp-patch was cut short here and cannot be undone yet: {error}") from error
+            shutil.rmtree(root / WORK, ignore_errors=True)
+        yield root
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Wait for another mp-patch on the same folder to end. The lock leaves no file and dies with its process."""
     try:
         import fcntl
     except ImportError:  # Windows has no such lock on a folder
         yield
         return
     descriptor = os.open(root, os.O_RDONLY)
+    given_up = time.monotonic() + PATIENCE
     try:
-        # Some network file systems lock no folders; there two mp-patch at once are the user's to avoid.
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() > given_up:
+                    raise MotionPromptError(f"another mp-patch is at work on {root}; wait for it to end") from error
+                time.sleep(0.05)
+                continue
+            except OSError:  # some network file systems lock no folders; there, two at once are the user's to avoid
+                pass
+            break
         yield
     finally:
         os.close(descriptor)
 
 
 def _parses(name: str, data: bytes) -> bool:
-    """Whether a Python file compiles or a shell script is read by bash (taken on trust where there is no bash)."""
+    """Whether a Python file compiles or a shell script is read by bash (taken on trust where none can be run)."""
     if name.endswith(".py"):
         try:
             with warnings.catch_warnings():
@@ -238,7 +312,8 @@ def _parses(name: str, data: bytes) -> bool:
             return False
     bash = shutil.which("bash")
     if name.endswith(".sh") and bash:
-        return subprocess.run([bash, "-n"], input=data, capture_output=True).returncode == 0
+        with suppress(OSError):
+            return subprocess.run([bash, "-n"], input=data, capture_output=True).returncode == 0
     return True
 
 

@@ -17,11 +17,19 @@ PLACES = ("end", "before", "after")
 
 @dataclass(frozen=True)
 class Edit:
-    """One insertion: at the `end` of the anchor's line, or as a line of its own `before` or `after` it."""
+    """One insertion: at the `end` of the anchor's line, or as a line of its own `before` or `after` it.
+
+    formerly: what earlier versions of ours inserted in its place; known again, so that it can be replaced.
+    """
 
     place: str
     anchor: bytes
     insert: bytes
+    formerly: tuple[bytes, ...] = ()
+
+    def former(self) -> list[Edit]:
+        """The same insertion as earlier versions made it."""
+        return [Edit(self.place, self.anchor, insert) for insert in self.formerly]
 
 
 class Line(NamedTuple):
@@ -32,28 +40,38 @@ class Line(NamedTuple):
 def count_applied(data: bytes, edits: Sequence[Edit]) -> int:
     """How many of `edits` are in `data`."""
     lines = _split(data)
-    return sum(_find(lines, edit) is not None for edit in edits)
+    return sum(_standing(lines, edit) == edit for edit in edits)
+
+
+def count_former(data: bytes, edits: Sequence[Edit]) -> int:
+    """How many of `edits` are in `data` as an earlier version made them."""
+    lines = _split(data)
+    return sum(_standing(lines, edit) not in (None, edit) for edit in edits)
 
 
 def apply_edits(data: bytes, edits: Sequence[Edit]) -> bytes:
-    """`data` with every missing edit made; those already there stay where they are.
+    """`data` with every missing edit made; those already there stay where they are, former ones are replaced.
 
     Raises MotionPromptError when an anchor is not found exactly once.
     """
     lines = _split(data)
     for edit in edits:
-        if _find(lines, edit) is None:
-            _insert(lines, edit, _anchor(lines, edit, edits))
+        standing = _standing(lines, edit)
+        if standing == edit:
+            continue
+        if standing:
+            _take_out(lines, standing)
+        _insert(lines, edit, _anchor(lines, edit, edits))
     return _join(lines)
 
 
 def remove_edits(data: bytes, edits: Sequence[Edit]) -> bytes:
-    """`data` without the text of `edits`; whatever else was changed in it stays."""
+    """`data` without the text of `edits`, former ones included; whatever else was changed in it stays."""
     lines = _split(data)
     for edit in reversed(edits):
-        index = _find(lines, edit)
-        if index is not None:
-            _take_out(lines, edit, index)
+        standing = _standing(lines, edit)
+        if standing:
+            _take_out(lines, standing)
     return _join(lines)
 
 
@@ -84,6 +102,12 @@ def _find(lines: Sequence[Line], edit: Edit) -> int | None:
     return found[0] if found else None
 
 
+def _standing(lines: Sequence[Line], edit: Edit) -> Edit | None:
+    """Which of `edit` and its former versions is in `lines`; the longest, as one's text may hold another's."""
+    versions = sorted((edit, *edit.former()), key=lambda version: -len(version.insert))
+    return next((version for version in versions if _find(lines, version) is not None), None)
+
+
 def _anchor(lines: Sequence[Line], edit: Edit, edits: Sequence[Edit]) -> int:
     """Index of the one line that holds the anchor; a line that is the anchor beats those that contain it."""
     found = [
@@ -112,7 +136,8 @@ def _insert(lines: list[Line], edit: Edit, index: int) -> None:
         lines.insert(index + 1, Line(edit.insert, ending))
 
 
-def _take_out(lines: list[Line], edit: Edit, index: int) -> None:
+def _take_out(lines: list[Line], edit: Edit) -> None:
+    index = _find(lines, edit)
     text, ending = lines[index]
     if edit.place == "end":
         before, anchor, rest = text.partition(edit.anchor)

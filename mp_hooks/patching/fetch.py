@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from mp_hooks.errors import MotionPromptError
+from mp_hooks.patching.checkout import locked
 from mp_hooks.patching.manifest import Manifest
 
 # LaVie and DynamiCrafter carry tens of MB of demo media that no code reads.
@@ -24,25 +25,24 @@ def is_present(folder: Path) -> bool:
 def fetch(manifest: Manifest, folder: Path, timeout: float | None = None) -> None:
     """Put the pinned commit of `manifest` into `folder`, unless something is there already.
 
-    Built beside `folder` and renamed onto it, so that an interrupted fetch never looks like a checkout.
-    timeout: seconds for the whole of it. Raises MotionPromptError with git's own words.
+    Built beside `folder` and renamed onto it, so that an interrupted fetch never looks like a checkout; what a killed
+    one has left beside it is removed. timeout: seconds for each of git's steps. Raises MotionPromptError with git's own
+    words.
     """
     if is_present(folder):
         return
-    building: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        building.chmod(0o755)
-        _git(building, "init", "--quiet", timeout=timeout)
-        _git(building, "remote", "add", "origin", manifest.url, timeout=timeout)
-        _git(building, "sparse-checkout", "set", "--no-cone", *_WANTED, timeout=timeout)
-        _git(
-            building, "fetch", "--quiet", "--depth=1", "--filter=blob:none", "origin", manifest.commit, timeout=timeout
-        )
-        _git(building, "-c", "advice.detachedHead=false", "checkout", "--quiet", manifest.commit, timeout=timeout)
-        # Renaming onto an empty folder succeeds; onto a checkout another mp-patch has put there, it must not.
-        building.rename(folder)
+        with locked(folder.parent):
+            for left in folder.parent.glob(f".{folder.name}-*"):
+                shutil.rmtree(left, ignore_errors=True)
+            building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+            try:
+                _get(manifest, building, timeout)
+                # Renaming onto an empty folder succeeds; onto a checkout that came meanwhile, it must not.
+                building.rename(folder)
+            finally:
+                shutil.rmtree(building, ignore_errors=True)
     except (_GitError, OSError) as error:
         if is_present(folder):
             return
@@ -50,9 +50,15 @@ def fetch(manifest: Manifest, folder: Path, timeout: float | None = None) -> Non
             f"could not get {manifest.title} from {manifest.url} ({error}); "
             f"clone it yourself and run: mp-patch {manifest.name} --repo DIR"
         ) from error
-    finally:
-        if building:
-            shutil.rmtree(building, ignore_errors=True)
+
+
+def _get(manifest: Manifest, folder: Path, timeout: float | None) -> None:
+    folder.chmod(0o755)
+    _git(folder, "init", "--quiet", timeout=timeout)
+    _git(folder, "remote", "add", "origin", manifest.url, timeout=timeout)
+    _git(folder, "sparse-checkout", "set", "--no-cone", *_WANTED, timeout=timeout)
+    _git(folder, "fetch", "--quiet", "--depth=1", "--filter=blob:none", "origin", manifest.commit, timeout=timeout)
+    _git(folder, "-c", "advice.detachedHead=false", "checkout", "--quiet", manifest.commit, timeout=timeout)
 
 
 class _GitError(Exception):

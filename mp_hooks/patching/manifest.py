@@ -97,7 +97,7 @@ def read(path: Path) -> Manifest:
     """Read and check one manifest; raises MotionPromptError that names the file and the fault."""
     try:
         return _manifest(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
         raise MotionPromptError(f"cannot read the manifest {path}: {' '.join(str(error).split())}") from error
     except MotionPromptError as error:
         raise MotionPromptError(f"faulty manifest {path}: {error}") from error
@@ -136,13 +136,17 @@ def _file(tree: Any) -> PatchedFile:
 
 
 def _edit(tree: Any) -> Edit:
-    fields = _fields(tree, "an edit", text=["place", "anchor", "insert"])
+    lists = ["formerly"] if isinstance(tree, Mapping) and "formerly" in tree else []
+    fields = _fields(tree, "an edit", text=["place", "anchor", "insert"], lists=lists)
     if fields["place"] not in PLACES:
         raise unknown_name("place", fields["place"], list(PLACES))
-    for key in ("anchor", "insert"):
-        if not fields[key].strip() or len(fields[key].splitlines()) != 1:
-            raise MotionPromptError(f"{key} must be one line that is not blank")
-    return Edit(fields["place"], fields["anchor"].encode(), fields["insert"].encode())
+    former = fields.get("formerly", [])
+    for text in (fields["anchor"], fields["insert"], *former):
+        if not isinstance(text, str) or not text.strip() or len(text.splitlines()) != 1:
+            raise MotionPromptError("anchor, insert and what was inserted formerly must each be one line, not blank")
+    return Edit(
+        fields["place"], fields["anchor"].encode(), fields["insert"].encode(), tuple(text.encode() for text in former)
+    )
 
 
 def _fields(
