@@ -24,7 +24,8 @@ class MotionPromptConfig:
     """Everything that steers guidance.
 
     Token count, word, place, iterations and window are the paper's defaults (arXiv 2411.15540). The paper does
-    not print the loss weights, learning rate, optimiser, pairs or flow size: those are this project's own.
+    not print the loss weights, learning rate, optimiser, pairs or flow size: those are this project's own, and so is
+    the photometric term.
     Raises MotionPromptError for a value out of range.
     """
 
@@ -45,7 +46,7 @@ class MotionPromptConfig:
         "absolute", "total variation as it is, or relative to the flow's own size", choices=VARIATIONS
     )
     lambda_reg: float = _option(0.01, "weight of the squared distance to the initial tokens", at_least=0)
-    lambda_photo: float = _option(0.0, "weight of the photometric error, what flow does not explain", at_least=0)
+    lambda_photo: float = _option(30.0, "weight of the photometric error; 0 is the paper's loss", at_least=0)
     discriminator: str | None = _option(None, "folder of the flow discriminator; the packaged one if not given")
     flow: str | None = _option(None, "flow estimator; the one the discriminator was trained with if not given")
     flow_weights: str | None = _option(None, "file of the flow estimator's weights; its hub weights if not given")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-ARMS = ("baseline", "motionprompt", "word", "search", "freeinit", "latent")
+ARMS = ("baseline", "motionprompt", "paper", "word", "search", "freeinit", "latent")
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:

@@ -84,7 +84,7 @@ class Objective:
     lambda_disc: float
     lambda_tv: float
     lambda_reg: float
-    lambda_photo: float = 0.0
+    lambda_photo: float
     variation: Callable[[Tensor], Tensor] = total_variation
 
     def __call__(self, first: Tensor, second: Tensor, tokens: Tensor, initial: Tensor, corner: Tensor) -> Loss:
@@ -98,7 +98,7 @@ class Objective:
         samples, pairs = first.shape[:2]
         size = self.judge.config.flow_size
         views = [
-            torch.stack([square(frames[:, pair], size, float(corner[pair])) for pair in range(pairs)], 1).flatten(0, 1)
+            torch.stack([square(frames[:, n], size, place) for n, place in enumerate(corner.tolist())], 1).flatten(0, 1)
             for frames in (first, second)
         ]
         flow = self.flow(*views)

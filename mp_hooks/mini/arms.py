@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -127,6 +127,10 @@ GUIDED = "motionprompt"
 ARMS = {
     BASELINE: Arm("plain sampling"),
     GUIDED: Arm("MotionPrompt", around=lambda pipe, config: guided(pipe, MotionPrompt(config))),
+    "paper": Arm(
+        "MotionPrompt with the paper's loss alone",
+        around=lambda pipe, config: guided(pipe, MotionPrompt(replace(config, lambda_photo=0.0))),
+    ),
     "word": Arm("the initial word appended", prompt=lambda prompt, config: f"{prompt} {config.init_word}"),
     "search": Arm("tokens by random search", around=lambda pipe, config: guided(pipe, SearchingMotionPrompt(config))),
     "freeinit": Arm("FreeInit", around=lambda pipe, _: free_init(pipe)),

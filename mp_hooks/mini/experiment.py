@@ -44,6 +44,7 @@ from mp_hooks.video import as_frames
 
 CHUNK = 8  # clips sampled in one batch
 SETTINGS_FILE, MEASURES_FILE = "experiment.json", "measures.json"
+MEASURED_WITH = ("flow", "flow_weights")  # of Experiment: these decide no clip, and the same clips may be measured anew
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def _clips_file(out: Path, arm: str, chunk: int) -> Path:
 
 
 def _claim(out: Path, experiment: Experiment) -> None:
-    """Make `out` this experiment's folder, or find that it is."""
+    """Make `out` this experiment's folder, or find that its clips are."""
     settings = json.loads(json.dumps(asdict(experiment)))
     path = out / SETTINGS_FILE
     if path.is_file():
@@ -158,12 +159,14 @@ def _claim(out: Path, experiment: Experiment) -> None:
             before = json.loads(path.read_text(encoding="utf-8"))["experiment"]
         except (ValueError, KeyError, OSError) as error:
             raise MotionPromptError(f"cannot read {path}; give another folder") from error
-        if before != settings:
-            changed = sorted(name for name in settings if before.get(name) != settings[name])
+        changed = {name for name in settings if before.get(name) != settings[name]}
+        if changed - set(MEASURED_WITH):
             raise MotionPromptError(
-                f"{out} holds an experiment with another {', '.join(changed)}; repeat that one, or give another folder"
+                f"{out} holds an experiment with another {', '.join(sorted(changed))}; repeat that one, or give "
+                "another folder"
             )
-        return
+        if not changed:
+            return
     import diffusers
 
     versions = {"mp_hooks": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
