@@ -16,7 +16,9 @@ DECORD = [
 
 DIFFUSERS = ["diffusers>=0.30", "transformers>=4.40", "accelerate>=0.30", "sentencepiece", "ftfy"]
 
-MINI = [*DIFFUSERS, "scipy>=1.15", "matplotlib", "jinja2"]
+REPORT = ["scipy>=1.15", "matplotlib", "jinja2"]  # statistics, plots, pages
+
+MINI = [*DIFFUSERS, *REPORT]
 
 EXTRAS = {
     # Memory-efficient attention of the hosts; needs a CUDA build of torch.
@@ -27,9 +29,12 @@ EXTRAS = {
     "videocrafter": ["open_clip_torch>=2.20,<2.23", "transformers>=4.25", "kornia", "opencv-python-headless"],
     # What LaVie's own code imports.
     "lavie": [*DIFFUSERS, "rotary_embedding_torch", "imageio[ffmpeg]"],
-    # The embedded mini model and its experiment: statistics, plots, the page.
+    # The embedded mini model and its experiment.
     "mini": MINI,
-    "test": ["pytest>=7", "pytest-xdist", "hypothesis", "ruff", "opencv-python-headless", *MINI],
+    # Measures of videos, pages and studies; timm and open_clip are for two of VBench's dimensions.
+    "metrics": [*REPORT, "timm>=0.9", "open_clip_torch>=2.20"],
+    # Selenium votes through a study where there is a Chromium.
+    "test": ["pytest>=7", "pytest-xdist", "hypothesis", "ruff", "opencv-python-headless", "timm", "selenium", *MINI],
     "bench": ["opencv-python-headless", "matplotlib"],
 }
 

@@ -31,12 +31,17 @@ class VideoInfo:
 
 
 def find_videos(folder: str | Path) -> list[Path]:
-    """Every clip below `folder`, by suffix (`SUFFIXES`), sorted; an error when there is none."""
+    """Every clip below `folder`, by suffix (`SUFFIXES`), sorted; an error when there is none.
+
+    Hidden files are not clips: one may be the half-written file of a run that was killed.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise MotionPromptError(f"no folder {folder}; pass a folder of videos ({', '.join(SUFFIXES)})")
     try:
-        videos = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        videos = sorted(
+            p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.name[0] != "." and p.is_file()
+        )
     except OSError as error:
         raise MotionPromptError(f"cannot read {folder}: {error.strerror}; check its permissions") from error
     if not videos:

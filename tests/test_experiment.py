@@ -88,3 +88,31 @@ def test_bad_input_is_one_sentence(
 ) -> None:
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_generate_for_a_file_of_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two shards make what VBench asks for; a second run keeps what is there and makes what is not."""
+    (tmp_path / "prompts.txt").write_text("a red circle moving left\n\na blue square moving up\n")
+    out = tmp_path / "out"
+    command = ["generate", "--prompts", str(tmp_path / "prompts.txt"), "--seeds", "5", "--steps", "2"]
+    command += ["--out", str(out), "--motionprompt", "--mp-iterations", "1"]
+    assert main([*command, "--shard", "1/2"]) == 0
+    names = [
+        f"{prompt}-{i}.mp4" for prompt in ("a red circle moving left", "a blue square moving up") for i in range(5)
+    ]
+    assert sorted(path.name for path in out.glob("*.mp4")) == sorted(names[8:])
+    assert main([*command, "--shard", "0/2"]) == 0
+    assert sorted(path.name for path in out.glob("*.mp4")) == sorted(names)
+    assert sorted(path.name for path in (out / "traces").iterdir()) == ["00000.jsonl", "00001.jsonl"]
+    first = read_frames(out / names[8])
+    assert not torch.equal(first, read_frames(out / names[9]))
+    (out / names[8]).unlink()
+    kept = {name: (out / name).stat().st_mtime_ns for name in names[:8]}
+    assert main(command) == 0
+    assert {name: (out / name).stat().st_mtime_ns for name in names[:8]} == kept
+    assert (read_frames(out / names[8]).int() - first.int()).abs().max() <= 8  # x264 is not the same to the bit
+    assert main([*command, "--mp-iterations", "2"]) == 2
+    assert "other guidance" in capsys.readouterr().err
+    for shard in ("2/2", "x"):
+        assert main([*command, "--shard", shard]) == 2
+        assert "--shard" in capsys.readouterr().err

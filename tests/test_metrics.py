@@ -12,7 +12,9 @@ from mp_hooks.flow import load_flow
 from mp_hooks.metrics import (
     compare,
     dynamic_degree,
+    flow_jerk,
     flow_length,
+    flow_variation,
     neighbouring_flow,
     temporal_flickering,
     warping_error,
@@ -86,3 +88,29 @@ def test_comparison_has_interval_signs_and_leaves_missing_pairs_out() -> None:
     assert compare([1.0, math.nan, 2.0], [2.0, 1.0, 2.0]).pairs == 2
     with pytest.raises(ValueError, match="as many"):
         compare([1.0], [])
+
+
+def test_jerk_of_the_flow_is_the_third_difference_of_riding_points() -> None:
+    steady = torch.tensor([2.0, 1.0]).view(1, 2, 1, 1).expand(6, 2, 24, 24)
+    assert flow_jerk(NeighbouringFlow(steady, -steady)) == pytest.approx(0, abs=1e-6)
+    shaken = steady.clone()
+    shaken[::2, 0] += 1  # velocities v + 1, v, v + 1, ...: second difference 2 everywhere
+    assert flow_jerk(NeighbouringFlow(shaken, -shaken)) == pytest.approx(2, abs=1e-5)
+    # a field that is steady in time: in place nothing changes, but points speed up and slow down as they ride along
+    places = torch.arange(24.0)
+    ridden = torch.zeros(6, 2, 24, 24)
+    ridden[:, 0] = 2 + torch.sin(places)
+    assert flow_jerk(NeighbouringFlow(ridden, -ridden)) > 0.5
+    assert math.isnan(flow_jerk(NeighbouringFlow(steady[:2], -steady[:2])))
+
+
+def test_variation_of_the_flow_is_its_slope() -> None:
+    zoom = torch.stack(torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="xy"))[None] * 0.1
+    assert flow_variation(NeighbouringFlow(zoom, -zoom)) == pytest.approx(0.2, abs=1e-5)
+
+
+def test_flow_is_the_same_in_parts() -> None:
+    frames = torch.stack([as_frames(clip) for clip in draw(sample_scenes(2, torch.Generator().manual_seed(1)))])
+    estimator = load_flow("pyramid")
+    longer = neighbouring_flow(frames.flatten(0, 1), estimator)
+    assert torch.allclose(longer.forward[:7], neighbouring_flow(frames[0], estimator).forward, atol=1e-4)

@@ -13,6 +13,10 @@ from mp_hooks.errors import exits_cleanly
 COMMANDS = [
     "mp_hooks.cli.generate",
     "mp_hooks.cli.prove",
+    "mp_hooks.cli.evaluate",
+    "mp_hooks.cli.report",
+    "mp_hooks.cli.drift",
+    "mp_hooks.cli.study",
     "mp_hooks.cli.flow",
     "mp_hooks.cli.discriminator",
     "mp_hooks.cli.doctor",

@@ -1,19 +1,35 @@
-"""Measures of a clip's coherence and motion, and the statistics of paired comparisons. No measure needs weights."""
+"""Measures of a clip's coherence and motion, VBench's and others, and the statistics of paired comparisons."""
 
+from mp_hooks.metrics.evaluation import Evaluation, evaluate, groups_of_folders, groups_of_suffixes
+from mp_hooks.metrics.measures import MEASURES, MISSING, VBENCH, Measure, Measurer, Settings
 from mp_hooks.metrics.paired import Comparison, compare
 from mp_hooks.metrics.temporal import (
     dynamic_degree,
+    flow_jerk,
     flow_length,
+    flow_variation,
     neighbouring_flow,
     temporal_flickering,
     warping_error,
 )
 
 __all__ = [
+    "MEASURES",
+    "MISSING",
+    "VBENCH",
     "Comparison",
+    "Evaluation",
+    "Measure",
+    "Measurer",
+    "Settings",
     "compare",
     "dynamic_degree",
+    "evaluate",
+    "flow_jerk",
     "flow_length",
+    "flow_variation",
+    "groups_of_folders",
+    "groups_of_suffixes",
     "neighbouring_flow",
     "temporal_flickering",
     "warping_error",

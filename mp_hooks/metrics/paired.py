@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mp_hooks.errors import MotionPromptError
+
 RESAMPLES = 10_000
 
 
@@ -32,7 +34,10 @@ def compare(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Comparison
     The interval is the percentile bootstrap of the mean difference over pairs, the test a two-sided sign test in
     which ties do not count. Raises ValueError for lists of different length.
     """
-    from scipy.stats import binomtest, bootstrap
+    try:
+        from scipy.stats import binomtest, bootstrap
+    except ImportError as error:
+        raise MotionPromptError("comparisons need SciPy: pip install 'mp_hooks[metrics]'") from error
 
     if len(a) != len(b):
         raise ValueError(f"{len(a)} values against {len(b)}: a paired comparison needs as many of each")

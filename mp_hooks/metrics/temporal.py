@@ -1,4 +1,4 @@
-"""Coherence and motion of one clip: flickering, warping error, dynamic degree.
+"""Coherence and motion of one clip: flickering, and what its flow tells.
 
 Clips are uint8 [t, 3, h, w], as they are written to a file and read from one.
 """
@@ -13,6 +13,10 @@ from torch import Tensor
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.flow import FlowEstimator
 from mp_hooks.flow.warping import warp
+from mp_hooks.guidance.objective import total_variation
+
+PAIRS_AT_ONCE = 8  # of frames, so that memory does not grow with the clip
+VBENCH_RATE = 8  # frames a second at which VBench judges motion
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,9 @@ def neighbouring_flow(frames: Tensor, estimator: FlowEstimator) -> NeighbouringF
     if len(frames) < 2:
         raise MotionPromptError(f"motion is measured between frames; this clip has {len(frames)}")
     video = frames.float() / 127.5 - 1
-    flow = estimator(torch.cat([video[:-1], video[1:]]), torch.cat([video[1:], video[:-1]]))
-    return NeighbouringFlow(*flow.chunk(2))
+    first, second = torch.cat([video[:-1], video[1:]]), torch.cat([video[1:], video[:-1]])
+    parts = zip(first.split(PAIRS_AT_ONCE), second.split(PAIRS_AT_ONCE), strict=True)
+    return NeighbouringFlow(*torch.cat([estimator(*part) for part in parts]).chunk(2))
 
 
 def temporal_flickering(frames: Tensor) -> float:
@@ -61,6 +66,38 @@ def warping_error(frames: Tensor, flow: NeighbouringFlow) -> float:
 def flow_length(flow: NeighbouringFlow) -> float:
     """Mean length of the forward flow, in pixels a frame."""
     return flow.forward.norm(dim=1).mean().item()
+
+
+def flow_variation(flow: NeighbouringFlow) -> float:
+    """Total variation of the forward flow, the TV term of guidance, in px per px: how ragged motion is in space."""
+    return total_variation(flow.forward).mean().item()
+
+
+def flow_jerk(flow: NeighbouringFlow) -> float:
+    """Mean length of the third difference in time of points that ride on the flow, in pixels per frame cubed.
+
+    From every pixel of every frame that has three more after it, a point follows the forward flow; v, v', v'' being the
+    flow where it stands, its jerk is |v'' - 2 v' + v|. Points that leave the picture do not count. Steady motion has
+    jerk 0; NaN for clips of fewer than four frames.
+    """
+    velocity = flow.forward
+    if len(velocity) < 3:
+        return float("nan")
+    first, second, third = velocity[:-2], velocity[1:-1], velocity[2:]
+    second = warp(second, first)
+    path = first + second
+    third = warp(third, path)
+    height, width = velocity.shape[-2:]
+    x = torch.arange(width, device=path.device) + path[:, 0]
+    y = torch.arange(height, device=path.device)[:, None] + path[:, 1]
+    inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+    jerk = (third - 2 * second + first).norm(dim=1)
+    return (jerk[inside].mean() if inside.any() else jerk.new_tensor(float("nan"))).item()
+
+
+def at_vbench_rate(frames: Tensor, fps: float) -> Tensor:
+    """Every n-th frame, n such that about `VBENCH_RATE` a second remain, as VBench samples for the dynamic degree."""
+    return frames[:: max(1, round(fps / VBENCH_RATE))]
 
 
 def dynamic_degree(flow: NeighbouringFlow) -> bool:

@@ -29,6 +29,7 @@ from mp_hooks.flow import FlowEstimator, load_flow
 from mp_hooks.guidance import MotionPromptConfig
 from mp_hooks.metrics import (
     Comparison,
+    Measure,
     compare,
     dynamic_degree,
     flow_length,
@@ -45,15 +46,6 @@ from mp_hooks.video import as_frames
 CHUNK = 8  # clips sampled in one batch
 SETTINGS_FILE, MEASURES_FILE = "experiment.json", "measures.json"
 MEASURED_WITH = ("flow", "flow_weights")  # of Experiment: these decide no clip, and the same clips may be measured anew
-
-
-@dataclass(frozen=True)
-class Measure:
-    """What is measured: in words, the decimals shown, and whether more or less is better (None: neither)."""
-
-    title: str
-    digits: int
-    higher_is_better: bool | None
 
 
 MEASURES = {
@@ -110,13 +102,13 @@ def run(experiment: Experiment, arms: Sequence[str], out: Path, workers: int | N
         if arm not in ARMS:
             raise unknown_name("arm", arm, list(ARMS))
     load_pipeline(experiment.model)  # a missing model is told before anything is written
-    _claim(out, experiment)
+    claim(out, experiment)
     tasks = [(arm, chunk) for chunk in range(experiment.chunks()) for arm in arms]
     workers = min(workers or os.cpu_count() or 1, len(tasks))
     context = multiprocessing.get_context("spawn")
     results: dict[str, dict[str, list[float]]] = {arm: {name: [] for name in MEASURES} for arm in arms}
     with ProcessPoolExecutor(workers, context, _start_worker) as pool:
-        done = pool.map(_work, *zip(*[(experiment, arm, chunk, out) for arm, chunk in tasks], strict=True))
+        done = pool.map(sample_and_measure, *zip(*[(experiment, arm, chunk, out) for arm, chunk in tasks], strict=True))
         for (arm, _), rows in zip(tasks, tqdm(done, total=len(tasks), desc="sampling", unit="batch"), strict=True):
             for row in rows:
                 for name, value in row.items():
@@ -150,7 +142,7 @@ def _clips_file(out: Path, arm: str, chunk: int) -> Path:
     return out / "clips" / f"{arm}-{chunk:03d}.safetensors"
 
 
-def _claim(out: Path, experiment: Experiment) -> None:
+def claim(out: Path, experiment: Experiment) -> None:
     """Make `out` this experiment's folder, or find that its clips are."""
     settings = json.loads(json.dumps(asdict(experiment)))
     path = out / SETTINGS_FILE
@@ -189,7 +181,7 @@ def _estimator(name: str, weights: str | None) -> FlowEstimator:
     return load_flow(name, weights)
 
 
-def _work(experiment: Experiment, arm: str, chunk: int, out: Path) -> list[dict[str, float]]:
+def sample_and_measure(experiment: Experiment, arm: str, chunk: int, out: Path) -> list[dict[str, float]]:
     """Sample a chunk unless it is there, and measure it: a row a clip."""
     part = experiment.clips()[chunk * CHUNK : (chunk + 1) * CHUNK]
     path = _clips_file(out, arm, chunk)

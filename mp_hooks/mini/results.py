@@ -20,8 +20,9 @@ from mp_hooks.metrics import neighbouring_flow
 from mp_hooks.mini.arms import ARMS, BASELINE, GUIDED
 from mp_hooks.mini.clips import FRAME_RATE
 from mp_hooks.mini.experiment import CHUNK, MEASURES, Experiment, comparisons, load_clips, trace_file
-from mp_hooks.report.page import Figure, Table, write_page
+from mp_hooks.report.page import Figure, write_page
 from mp_hooks.report.pictures import data_url, side_by_side, trace_plots
+from mp_hooks.report.tables import Table
 from mp_hooks.video import write_video
 
 RESULTS_FILE, TABLE_FILE, PAGE_FILE = "results.json", "measures.csv", "index.html"
@@ -71,7 +72,7 @@ def write_results(experiment: Experiment, results: dict[str, dict], out: Path, s
         title="MotionPrompt on the mini model",
         lead=f"{len(clips)} pairs of clips: the same prompts and seeds with and without guidance. Differences are "
         "means over pairs with bootstrapped 95 % intervals.",
-        table=_table(results, compared),
+        tables=[_table(results, compared)],
         figures=_figures(experiment, out, columns, min(shown, len(clips))),
         columns=columns,
         plots=trace_plots(records) if records else "",

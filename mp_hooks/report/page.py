@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a comparison."""
+"""One self-contained HTML page: tables, clips, plots, and how it was made."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.files import replacing
+from mp_hooks.report.tables import Table
 
 
 @dataclass(frozen=True)
@@ -19,32 +20,28 @@ class Figure:
     url: str
 
 
-@dataclass(frozen=True)
-class Table:
-    """Header cells, and rows of cells whose first names the row."""
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
 def write_page(
     path: Path,
     title: str,
     lead: str,
-    table: Table,
+    tables: Sequence[Table],
     figures: Sequence[Figure],
     columns: Sequence[str],
     plots: str,
     facts: Sequence[tuple[str, str]],
 ) -> None:
-    """Write the page; `columns` name what each figure shows from left to right, `plots` is an SVG element."""
+    """Write the page; `columns` name what each figure shows from left to right, `plots` is an SVG element or "".
+
+    `facts` are names and values: configuration, versions, and whatever a reader needs to repeat it.
+    """
     try:
         from jinja2 import Environment
     except ImportError as error:
-        raise MotionPromptError("the page needs Jinja2: pip install 'mp_hooks[mini]'") from error
+        raise MotionPromptError("the page needs Jinja2: pip install 'mp_hooks[metrics]'") from error
 
     template = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
-    text = page.render(title=title, lead=lead, table=table, figures=figures, columns=columns, plots=plots, facts=facts)
+    parts = {"title": title, "lead": lead, "tables": tables, "figures": figures, "columns": columns, "plots": plots}
+    text = page.render(**parts, facts=facts)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

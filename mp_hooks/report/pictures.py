@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mp_hooks.errors import MotionPromptError
 from mp_hooks.flow import draw_flow
 from mp_hooks.metrics.temporal import NeighbouringFlow
 
@@ -62,6 +63,8 @@ def trace_plots(records: Sequence[dict]) -> str:
         "phi": "phi",
         "cosine of T to T0": "cosine",
     }
+    if not updates:
+        raise MotionPromptError("the trace holds no update of the tokens; was no step guided?")
     figure, axes = pyplot.subplots(1, len(panels), figsize=(3.1 * len(panels), 2.4), constrained_layout=True)
     for axis, (title, key) in zip(axes, panels.items(), strict=True):
         values = [torch.tensor([v for record in updates[at] for v in record[key]]) for at in order]
