@@ -17,6 +17,7 @@ COMMANDS = [
     "mp_hooks.cli.report",
     "mp_hooks.cli.drift",
     "mp_hooks.cli.study",
+    "mp_hooks.cli.sweep",
     "mp_hooks.cli.flow",
     "mp_hooks.cli.discriminator",
     "mp_hooks.cli.doctor",
