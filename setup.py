@@ -63,6 +63,7 @@ setup(
         "tqdm",
         "safetensors>=0.4",
         "av>=10",
+        "psutil",
         "pyyaml>=6.0",
         *DECORD,
     ],

@@ -12,6 +12,7 @@ from mp_hooks.files import replacing
 
 PLACEMENTS = ("end", "front")
 VARIATIONS = ("absolute", "relative")  # of the flow, in guidance.objective
+CHECKPOINTING = ("auto", "none", "attention", "all")  # in backbones.checkpointing
 OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}  # name: class in torch.optim
 
 
@@ -50,6 +51,11 @@ class MotionPromptConfig:
     discriminator: str | None = _option(None, "folder of the flow discriminator; the packaged one if not given")
     flow: str | None = _option(None, "flow estimator; the one the discriminator was trained with if not given")
     flow_weights: str | None = _option(None, "file of the flow estimator's weights; its hub weights if not given")
+    subclip: int | None = _option(None, "frames that an update looks at; the whole clip if not given", at_least=2)
+    decoder: str | None = _option(None, "file of TAESD's weights, to decode pairs with; the host's VAE if not given")
+    checkpointing: str = _option(
+        "auto", "blocks computed again in the backward pass; auto goes by the free memory", choices=CHECKPOINTING
+    )
     loss_scale: float = _option(2.0**16, "first loss scale when the host runs in float16", at_least=1)
     seed: int | None = _option(None, "seed of the frame pairs; the host's own seed if not given")
     trace: str | None = _option(None, "JSON-lines file with a record per iteration")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from mp_hooks.backbones.checkpointing import POLICIES, checkpoint_blocks, choose, free_memory
 from mp_hooks.backbones.hooks import Hooks
 from mp_hooks.guidance import MotionPrompt, Run, Step
 from mp_hooks.guidance.tokens import TextInput
@@ -26,12 +27,16 @@ class Adapter(ABC):
     """
 
     name: ClassVar[str]  # in the registry, and of the manifest in patches/ if there is one
+    # class names of the blocks to checkpoint
+    attention_blocks: ClassVar[tuple[str, ...]] = ("BasicTransformerBlock",)
+    other_blocks: ClassVar[tuple[str, ...]] = ("ResBlock", "ResnetBlock", "ResnetBlock2D", "ResnetBlock3D")
 
     def __init__(self, host: Any) -> None:
         self.host = host
         self.hooks = Hooks()
         self.method: MotionPrompt | None = None
         self.current: Run | None = None
+        self._chosen: dict[torch.Size, str] = {}  # checkpointing, by the latents' size
 
     # --- which hosts
 
@@ -95,9 +100,49 @@ class Adapter(ABC):
         """Further sites and handlers, where the run site does not show everything (prompts, for one)."""
         return {}
 
-    def scope(self, step: Step) -> AbstractContextManager[None]:
-        """What holds during one guided step and its host call: memoised branches, checkpointing that autograd takes."""
-        return nullcontext()
+    def excerpt(self, step: Step, frames: range) -> Step | None:
+        """The same step of these frames alone; None where no part of a clip can be had."""
+        return None
+
+    def attention(self, hooks: Hooks) -> None:
+        """Where the host's attention keeps its whole matrix: hook torch's scaled_dot_product_attention in its place."""
+        return
+
+    @contextmanager
+    def scope(self, step: Step) -> Iterator[None]:
+        """What holds during one guided step and its host call: lean attention, checkpointing, memoised branches."""
+        hooks = Hooks()
+        try:
+            self.attention(hooks)
+            self.during(step, hooks)
+            blocks = self.blocks()
+            for kind in POLICIES[self._checkpointing(step, blocks)]:
+                checkpoint_blocks(hooks, blocks[kind])
+            yield
+        finally:
+            hooks.remove()
+
+    def blocks(self) -> dict[str, list[nn.Module]]:
+        """The blocks to checkpoint, by kind."""
+        parts = [part for module in self.modules() for part in module.modules()]
+        names = {"attention": self.attention_blocks, "other": self.other_blocks}
+        return {kind: [part for part in parts if type(part).__name__ in names[kind]] for kind in names}
+
+    def _checkpointing(self, step: Step, blocks: dict[str, list[nn.Module]]) -> str:
+        """The policy that is configured, or chosen once for latents of this size."""
+        asked = self.method.config.checkpointing
+        if asked != "auto":
+            return asked
+        size = step.latents.shape
+        if size not in self._chosen:
+            weights = [weight for module in self.modules() for weight in module.parameters()]
+            free = free_memory(step.latents.device)
+            self._chosen[size] = choose(lambda: self.current.rehearse(step), blocks, weights, free)
+        return self._chosen[size]
+
+    def during(self, step: Step, hooks: Hooks) -> None:
+        """Hook what else holds during a guided step: branches computed once, for one."""
+        return
 
     # --- the machinery, the same for every host
 

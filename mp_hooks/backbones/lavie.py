@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
-from mp_hooks.backbones.diffusers.pipeline import BatchedGuidance
+from mp_hooks.backbones.diffusers.pipeline import BatchedGuidance, excerpt_of_latents
 from mp_hooks.backbones.diffusers.text import clip_text
+from mp_hooks.backbones.hooks import Hooks
 from mp_hooks.guidance import Step
 from mp_hooks.guidance.tokens import TextInput
 
@@ -46,6 +48,20 @@ class LaVie(BatchedGuidance):
 
     def clip_frames(self, latents: Tensor) -> int:
         return latents.shape[2]
+
+    def excerpt(self, step: Step, frames: range) -> Step:
+        return excerpt_of_latents(step, frames)
+
+    def attention(self, hooks: Hooks) -> None:
+        """The host's own keeps the matrix; its layers in time, whose matrices are small, have another function."""
+
+        def attend(_original: Any, layer: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any = None) -> Tensor:
+            mask = None if mask is None else mask[None]
+            output = F.scaled_dot_product_attention(query[None], key[None], value[None], mask, scale=layer.scale)
+            return layer.reshape_batch_dim_to_heads(output[0])
+
+        for kind in {type(layer) for layer in self.host.unet.modules() if type(layer).__name__ == "CrossAttention"}:
+            hooks.wrap(kind, "_attention", attend)
 
     @property
     def text(self) -> TextInput:

@@ -21,6 +21,7 @@ COMMANDS = [
     "mp_hooks.cli.flow",
     "mp_hooks.cli.discriminator",
     "mp_hooks.cli.doctor",
+    "mp_hooks.cli.cost",
 ]
 
 

@@ -20,6 +20,7 @@ from mp_hooks.config import OPTIMIZERS, MotionPromptConfig
 from mp_hooks.discriminator import FlowDiscriminator, default_discriminator
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.flow import load_flow
+from mp_hooks.guidance.decoder import TinyDecoder
 from mp_hooks.guidance.objective import VARIATIONS, Loss, Objective
 from mp_hooks.guidance.schedule import draw_pairs, guided_window
 from mp_hooks.guidance.tokens import TextInput, initial_tokens, injected
@@ -65,6 +66,9 @@ class Host(Protocol):
     def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
         """The named frames of z0_hat as pixels, [b, 3, n, h, w] in [-1, 1], differentiable."""
 
+    def excerpt(self, step: Step, frames: range) -> Step | None:
+        """The same step of these frames of the clip alone; None where no part can be had."""
+
     def modules(self) -> list[nn.Module]:
         """Every module a gradient may pass; their weights are frozen while guidance runs."""
 
@@ -87,6 +91,7 @@ class MotionPrompt:
             )
         weights = (config.lambda_disc, config.lambda_tv, config.lambda_reg, config.lambda_photo)
         self.objective = Objective(flow, judge, *weights, variation=VARIATIONS[config.variation])
+        self.decoder = TinyDecoder(config.decoder) if config.decoder else None
         self.trace = Trace(config.trace)
         self.loss_scale = config.loss_scale  # what a run learns of it holds for the next
         self._runs = 0
@@ -101,6 +106,8 @@ class MotionPrompt:
         """Move judge and flow estimator."""
         self.objective.judge.to(device)
         self.objective.flow.to(device)
+        if self.decoder:
+            self.decoder.to(device)
 
     def close(self) -> None:
         """Close the trace."""
@@ -122,7 +129,7 @@ class Run:
         self.skipped = 0
         self._seed = torch.initial_seed() if config.seed is None else config.seed
         self._generator = torch.Generator().manual_seed(self._seed)  # the host's noise stays its own
-        self._warned = False
+        self._warned = self._warned_of_excerpt = False
         self._bar = tqdm(leave=False, disable=not config.progress)
         method.trace.write("run", run=number, prompts=prompts, seed=self._seed)
 
@@ -150,6 +157,13 @@ class Run:
             with torch.no_grad():
                 return self._finite_or_own(self._encode(self.tokens), step.conditioning)
 
+    def rehearse(self, step: Step) -> None:
+        """The forward pass of an update, without moving anything: to see what it keeps."""
+        generator = torch.Generator().manual_seed(0)
+        with frozen(self.host.modules()), rng_kept(step.latents.device):
+            near, _ = self._near(step, generator)
+            self._loss(near, self.tokens.detach().requires_grad_(), *self._draw(near, generator))
+
     def close(self) -> None:
         """End the run: the bar goes, updates that were skipped are told."""
         self._bar.close()
@@ -162,48 +176,72 @@ class Run:
         config = self.config
         tokens = self.tokens.detach().requires_grad_()
         optimizer = getattr(torch.optim, OPTIMIZERS[config.optimizer])([tokens], lr=config.learning_rate)
+        near, first = self._near(step, self._generator)
         for iteration in range(config.iterations):
             began = time.perf_counter()
-            pairs, corner = self._draw(step)
-            loss = self._loss(step, tokens, pairs, corner)
+            pairs, corner = self._draw(near, self._generator)
             scale = self.method.loss_scale if _runs_in_half(step.latents) else 1.0
-            (gradient,) = torch.autograd.grad(loss.total.sum() * scale, tokens)
-            gradient = gradient / scale
-            # a sample whose gradient is not finite keeps its tokens; the others go on
-            finite = gradient.isfinite().flatten(1).all(1) & loss.total.detach().isfinite()
-            keep = finite.view(-1, 1, 1)
-            before = tokens.detach().clone()
-            tokens.grad = gradient.where(keep, torch.zeros_like(gradient))
-            optimizer.step()
-            with torch.no_grad():
-                tokens.copy_(tokens.where(keep, before))
-            if not finite.all():
-                self.skipped += int((~finite).sum())
-                self.method.loss_scale = max(self.method.loss_scale * SCALE_BACKOFF, 1.0)
+            loss, gradient = self._gradient(near, tokens, pairs, corner, scale)
+            updated = self._move(tokens, optimizer, loss, gradient)
             self._record(
                 step,
                 iteration,
-                pairs,
+                pairs + first,
                 loss,
                 tokens.detach(),
                 gradient=gradient,
-                updated=finite,
+                updated=updated,
                 loss_scale=scale,
                 seconds=time.perf_counter() - began,
             )
         self.tokens = tokens.detach()
 
-    def _draw(self, step: Step) -> tuple[Tensor, Tensor]:
+    def _near(self, step: Step, generator: torch.Generator) -> tuple[Step, int]:
+        """What the updates look at, a part of the clip if that is asked for and the host can, and its first frame."""
+        length = self.config.subclip
+        if length is None or length >= step.frames:
+            return step, 0
+        first = int(torch.randint(step.frames - length + 1, (1,), generator=generator))
+        near = self.host.excerpt(step, range(first, first + length))
+        if near is not None:
+            return near, first
+        if not self._warned_of_excerpt:
+            self._warned_of_excerpt = True
+            warnings.warn("this host cannot take a part of a clip: subclip has no effect", stacklevel=2)
+        return step, 0
+
+    def _gradient(self, step: Step, tokens: Tensor, pairs: Tensor, corner: Tensor, scale: float) -> tuple[Loss, Tensor]:
+        """The loss at these frame pairs and its gradient [b, n, d], computed at `scale` times its size."""
+        loss = self._loss(step, tokens, pairs, corner)
+        (gradient,) = torch.autograd.grad(loss.total.sum() * scale, tokens)
+        return loss, gradient / scale
+
+    def _move(self, tokens: Tensor, optimizer: torch.optim.Optimizer, loss: Loss, gradient: Tensor) -> Tensor:
+        """One update of `tokens` in place; a sample whose gradient is not finite keeps its own: which moved, [b]."""
+        finite = gradient.isfinite().flatten(1).all(1) & loss.total.detach().isfinite()
+        keep = finite.view(-1, 1, 1)
+        before = tokens.detach().clone()
+        tokens.grad = gradient.where(keep, torch.zeros_like(gradient))
+        optimizer.step()
+        with torch.no_grad():
+            tokens.copy_(tokens.where(keep, before))
+        if not finite.all():
+            self.skipped += int((~finite).sum())
+            self.method.loss_scale = max(self.method.loss_scale * SCALE_BACKOFF, 1.0)
+        return finite
+
+    def _draw(self, step: Step, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """An iteration's frame pairs [p, 2] and the places of their crops [p]."""
         config = self.config
-        pairs = draw_pairs(step.frames, config.pairs, config.min_interval, config.max_interval, self._generator)
-        return pairs, torch.rand(config.pairs, generator=self._generator)
+        pairs = draw_pairs(step.frames, config.pairs, config.min_interval, config.max_interval, generator)
+        return pairs, torch.rand(config.pairs, generator=generator)
 
     def _loss(self, step: Step, tokens: Tensor, pairs: Tensor, corner: Tensor) -> Loss:
         """l_total of z0_hat under c(T), at these frame pairs [p, 2]."""
         clean = full_precision(self.host.predict_clean(step, self._encode(tokens)))
         wanted = sorted({frame for pair in pairs.tolist() for frame in pair})
-        frames = full_precision(self.host.decode(clean, wanted)).transpose(1, 2)  # [b, n, 3, h, w]
+        decode = self.method.decoder or self.host.decode
+        frames = full_precision(decode(clean, wanted)).transpose(1, 2)  # [b, n, 3, h, w]
         first, second = (frames[:, [wanted.index(frame) for frame in side]] for side in pairs.T.tolist())
         return self.method.objective(first, second, tokens, self.initial, corner)
 

@@ -33,7 +33,7 @@ class RandomSearch(Run):
         config = self.config
         with torch.no_grad():
             for _ in range(config.iterations):
-                pairs, corner = self._draw(step)
+                pairs, corner = self._draw(step, self._generator)
                 noise = torch.randn(self.tokens.shape, generator=self._generator).to(self.tokens)
                 moved = self.tokens + config.learning_rate * noise
                 before, after = (self._loss(step, tokens, pairs, corner).total for tokens in (self.tokens, moved))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
-from mp_hooks.backbones.diffusers.pipeline import BatchedGuidance
+from mp_hooks.backbones.diffusers.pipeline import BatchedGuidance, excerpt_of_latents
 from mp_hooks.backbones.diffusers.text import clip_text
+from mp_hooks.backbones.hooks import Hooks
+from mp_hooks.guidance import Step
 from mp_hooks.guidance.tokens import TextInput
 
 
@@ -28,6 +31,23 @@ class AnimateDiff(BatchedGuidance):
 
     def clip_frames(self, latents: Tensor) -> int:
         return latents.shape[2]
+
+    def excerpt(self, step: Step, frames: range) -> Step:
+        return excerpt_of_latents(step, frames)
+
+    def branch(self, step: Step, rows: Tensor) -> Tensor:
+        self._first = step.call.first
+        return super().branch(step, rows)
+
+    def during(self, step: Step, hooks: Hooks) -> None:
+        """Frames of an excerpt keep their places in time. Not undone after a call: checkpointed blocks run again."""
+
+        def place(original: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+            return original(F.pad(rows, (0, 0, self._first, 0)))[:, self._first :]
+
+        for part in self.host.unet.modules():
+            if type(part).__name__ == "SinusoidalPositionalEmbedding":
+                hooks.wrap(part, "forward", place)
 
     @property
     def text(self) -> TextInput:

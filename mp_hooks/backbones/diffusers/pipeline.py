@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -20,12 +20,14 @@ class Call:
     """One call of the denoiser.
 
     negative: the unconditional branch's text rows [b, l, d], None without classifier-free guidance. unconditional: that
-    branch's output [b, c, t, h, w] once it is known. kind: the type of what the denoiser returned.
+    branch's output [b, c, t, h, w] once it is known. first: the frame of the clip that the latents begin with. kind:
+    the type of what the denoiser returned.
     """
 
     arguments: inspect.BoundArguments
     negative: Tensor | None
     unconditional: Tensor | None = None
+    first: int = 0
     kind: type = tuple
 
 
@@ -155,6 +157,12 @@ class DiffusersPipeline(Adapter):
         """An output [b, c, t, h, w] in the form in which the denoiser returns its own."""
         kind = step.call.kind
         return (self.pack(output),) if kind is tuple else kind(sample=self.pack(output))
+
+
+def excerpt_of_latents(step: Step, frames: range) -> Step:
+    """The excerpt where a frame of latents is a frame of the clip, and nothing else is given frame by frame."""
+    call = Call(step.call.arguments, step.call.negative, first=frames.start)
+    return replace(step, latents=step.latents[:, :, frames.start : frames.stop], frames=len(frames), call=call)
 
 
 class BatchedGuidance(DiffusersPipeline):

@@ -5,20 +5,24 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mp_hooks.backbones.base import Adapter, Site, detached
 from mp_hooks.backbones.hooks import Hooks
+from mp_hooks.compat import swapped
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.guidance import Step
 from mp_hooks.guidance.tokens import TextInput
 
 REMEMBERED_ENCODINGS = 32  # prompt batches a script may encode before it samples
+TOKENS_A_FRAME = 16  # of a picture, where each frame has its own (DynamiCrafter)
 
 
 class LVDM(Adapter):
@@ -33,6 +37,7 @@ class LVDM(Adapter):
     def __init__(self, host: nn.Module) -> None:
         super().__init__(host)
         self._samplers = [importlib.import_module(module).DDIMSampler for module in self.sampler_modules]
+        self._with_tokens: dict[str, Any] | None = None  # the conditioning of the call being made
         self._encoded: deque[tuple[list[str], Tensor]] = deque(maxlen=REMEMBERED_ENCODINGS)
 
     # --- where and when
@@ -124,41 +129,72 @@ class LVDM(Adapter):
     def modules(self) -> list[nn.Module]:
         return [self.host]
 
-    @contextmanager
-    def scope(self, step: Step) -> Iterator[None]:
-        """Branches without T are computed once, and the host's checkpointing is one that autograd.grad takes."""
-        arguments = step.call.arguments
-        without_text = [arguments["unconditional_conditioning"], *arguments["kwargs"].values()]
-        constant = {id(value) for value in without_text if isinstance(value, dict)}
-        known: dict[int, Tensor] = {}
+    def excerpt(self, step: Step, frames: range) -> Step:
+        """Of what the host is given for each frame, these frames' part: latents, pictures, a picture's tokens."""
+        part = slice(frames.start, frames.stop)
+
+        def taken(value: Any) -> Any:
+            if not isinstance(value, dict):
+                return value
+            rows = _context(value)
+            text, rest = rows[:, : self._text_length], rows[:, self._text_length :]
+            if rest.shape[1] == TOKENS_A_FRAME * step.frames:
+                rest = rest.unflatten(1, (step.frames, TOKENS_A_FRAME))[:, part].flatten(1, 2)
+            pictures = {"c_concat": [each[:, :, part] for each in value["c_concat"]]} if "c_concat" in value else {}
+            return {**value, **pictures, "c_crossattn": [torch.cat([text, rest], dim=1)]}
+
+        call = inspect.BoundArguments(step.call.signature, step.call.arguments.copy())
+        arguments = call.arguments
+        arguments["x"] = step.latents[:, :, part]
+        for name in ("c", "unconditional_conditioning"):
+            arguments[name] = taken(arguments[name])
+        arguments["kwargs"] = {name: taken(value) for name, value in arguments["kwargs"].items()}
+        return replace(step, latents=arguments["x"], frames=len(frames), call=call)
+
+    def attention(self, hooks: Hooks) -> None:
+        """The host has a forward for xformers, used when xformers was there as it was built: it serves here too."""
+        module = importlib.import_module("lvdm.modules.attention")
+        if module.XFORMERS_IS_AVAILBLE:
+            return
+
+        def efficient(
+            original: Callable[..., Tensor], layer: nn.Module, x: Tensor, context: Any = None, mask: Any = None
+        ) -> Tensor:
+            if mask is not None or layer.relative_position or x.shape[1] <= layer.dim_head:  # a small matrix
+                return original(layer, x, context, mask)
+            with swapped(module, "xformers", xformers):
+                return layer.efficient_forward(x, context)
+
+        xformers = SimpleNamespace(ops=SimpleNamespace(memory_efficient_attention=_attend))
+        hooks.wrap(module.CrossAttention, "forward", efficient)
+
+    def during(self, step: Step, hooks: Hooks) -> None:
+        """Branches without T are computed once, and the host's own checkpointing gives way to ours."""
+        known: dict[int, tuple[Any, Tensor]] = {}  # by the conditioning's id, with it, so that the id stays its own
 
         def once(original: Callable[..., Tensor], x: Tensor, t: Tensor, cond: Any, **kwargs: Any) -> Tensor:
-            if id(cond) not in constant:
+            if cond is self._with_tokens or not isinstance(cond, dict):
                 return original(x, t, cond, **kwargs)
             if id(cond) not in known:
                 with torch.no_grad():
-                    known[id(cond)] = original(x, t, cond, **kwargs)
-            return known[id(cond)]
+                    known[id(cond)] = cond, original(x, t, cond, **kwargs)
+            return known[id(cond)][1]
 
-        def without_reentry(
-            original: Callable[..., Any], function: Callable[..., Any], *inputs: Any, use_reentrant: bool = False
+        def directly(
+            _original: Callable[..., Any], function: Callable[..., Any], *inputs: Any, use_reentrant: bool = False
         ) -> Any:
-            return original(function, *inputs, use_reentrant=False)
+            return function(*inputs)
 
-        hooks = Hooks()
-        try:
-            hooks.wrap(self.host, "apply_model", once)
-            hooks.wrap(importlib.import_module("lvdm.common"), "ckpt", without_reentry)
-            yield
-        finally:
-            hooks.remove()
+        hooks.wrap(self.host, "apply_model", once)
+        hooks.wrap(importlib.import_module("lvdm.common"), "ckpt", directly)
 
     def _with_text(self, step: Step, conditioning: Tensor) -> inspect.BoundArguments:
         """The host's call with only the text rows of its conditioning replaced, in a dict of our own."""
         call = inspect.BoundArguments(step.call.signature, step.call.arguments.copy())
         own = call.arguments["c"]
         rest = _context(own)[:, self._text_length :]  # image tokens, where the host has any
-        call.arguments["c"] = {**own, "c_crossattn": [torch.cat([conditioning, rest], dim=1)]}
+        self._with_tokens = {**own, "c_crossattn": [torch.cat([conditioning, rest], dim=1)]}
+        call.arguments["c"] = self._with_tokens
         return call
 
     @property
@@ -170,6 +206,11 @@ class LVDM(Adapter):
         import open_clip
 
         return open_clip.tokenize([text])[0]
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, attn_bias: None, op: None) -> Tensor:
+    """xformers' memory_efficient_attention as the host calls it, on [b, l, d]."""
+    return F.scaled_dot_product_attention(q[None], k[None], v[None])[0]  # its lean kernels want four dimensions
 
 
 def _context(conditioning: Any) -> Tensor:

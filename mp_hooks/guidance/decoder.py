@@ -1,0 +1,50 @@
+"""A tiny decoder for the frames that guidance looks at, in place of the host's VAE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from mp_hooks.errors import MotionPromptError
+
+CHANNELS = 4  # of Stable Diffusion's latents
+
+
+class TinyDecoder(nn.Module):
+    """TAESD's decoder (github.com/madebyollin/taesd), which approximates that of Stable Diffusion 1's VAE.
+
+    For hosts with those latents: VideoCrafter, DynamiCrafter, LaVie, AnimateDiff, ModelScope. Raises MotionPromptError
+    where diffusers or the weights cannot be had.
+    """
+
+    def __init__(self, weights: str | Path) -> None:
+        """weights: a safetensors file in diffusers' naming (AutoencoderTiny)."""
+        super().__init__()
+        try:
+            from diffusers import AutoencoderTiny
+        except ImportError as error:
+            raise MotionPromptError("the tiny decoder needs diffusers: pip install 'mp_hooks[diffusers]'") from error
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        net = AutoencoderTiny()
+        try:
+            net.load_state_dict(load_file(weights))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise MotionPromptError(
+                f"{weights} does not hold TAESD's weights in diffusers' naming; give the safetensors file of "
+                "huggingface.co/madebyollin/taesd"
+            ) from error
+        self.decoder = net.decoder.float().eval().requires_grad_(False)
+
+    def forward(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
+        """z0_hat [b, 4, t, h, w] -> its named frames as pixels [b, 3, n, 8 h, 8 w] in about [-1, 1]."""
+        if clean.shape[1] != CHANNELS:
+            raise MotionPromptError(
+                f"the tiny decoder is for Stable Diffusion's latents of {CHANNELS} channels, and this host's have "
+                f"{clean.shape[1]}; leave decoder out"
+            )
+        latents = clean[:, :, list(frames)].transpose(1, 2)
+        return self.decoder(latents.flatten(0, 1)).unflatten(0, latents.shape[:2]).transpose(1, 2)

@@ -1,0 +1,107 @@
+"""Counting on fake tensors is counting what really runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+from mp_hooks import backbones, mini
+from mp_hooks.cost import cost, hosts
+from mp_hooks.cost.counting import FLOPS, Meter, fake_weights
+from mp_hooks.mini.model import build_pipeline
+
+
+def test_a_product_of_large_matrices() -> None:
+    with fake_weights() as mode:
+        layer = nn.Linear(2**14, 2**14, bias=False)
+        with mode, Meter() as meter:
+            x = torch.empty(3, 2**14).requires_grad_()
+            torch.autograd.grad(layer(x).sum(), x)
+    assert meter.flops["denoiser"] == 2 * 2 * 3 * 2**28  # forward, and backward to the input alone
+
+
+def test_attention_is_counted_with_its_recomputation() -> None:
+    with fake_weights() as mode, mode, Meter() as meter:
+        q = torch.empty(2, 3, 500, 16).requires_grad_()
+        torch.autograd.grad(nn.functional.scaled_dot_product_attention(q, q, q).sum(), q)
+    assert meter.flops["denoiser"] == (2 + 5) * 2 * (2 * 3 * 500 * 500 * 16)
+
+
+def test_bytes_live_until_their_last_reference() -> None:
+    size = 4 * 2**20
+    with fake_weights() as mode, mode, Meter() as meter:
+        first = torch.empty(2**20)
+        kept = first + 1
+        assert meter.alive.total() == 2 * size
+        view = first[1:]
+        assert meter.alive.total() == 2 * size
+        del first
+        assert meter.alive.total() == 2 * size
+        del view
+        assert meter.alive.total() == size
+        kept.add_(1)
+    assert meter.peak == 2 * size
+
+
+def test_parts_have_their_own_backward() -> None:
+    with fake_weights() as mode:
+        first, second = nn.Linear(500, 600, bias=False), nn.Linear(600, 700, bias=False)
+        with mode, Meter() as meter:
+            x = torch.empty(64, 500).requires_grad_()
+            y = meter.within("decode", second, meter.within("text", first, x))
+            torch.autograd.grad(y.sum(), x)
+    assert meter.flops == {"text": 2 * 2 * 64 * 500 * 600, "decode": 2 * 2 * 64 * 600 * 700}
+
+
+def test_small_tensors_keep_their_data_and_weights_have_none() -> None:
+    with fake_weights() as mode:
+        layer = nn.Linear(4, 4)
+        with mode:
+            assert torch.tensor([3, 1]).argmax() == 0
+            assert torch.arange(5).tolist() == [0, 1, 2, 3, 4]
+            with pytest.raises(Exception, match="local_scalar_dense"):
+                float(layer.weight.sum())
+
+
+STEPS = 5
+GUIDANCE = replace(mini.guidance(), pairs=1, start=0.5, stop=0.9, iterations=2, progress=False, checkpointing="none")
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "all"])
+def test_the_mini_model_computes_what_is_counted(checkpointing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole run on real tensors, every operation counted, against the count on fake ones."""
+    for operation, formula in FLOPS.items():
+        monkeypatch.setitem(flop_registry, operation, formula)  # torch's counter knows no attention on the CPU
+    config = replace(GUIDANCE, checkpointing=checkpointing)
+    with hosts.mini(STEPS) as full:
+        counted = cost(full, config)
+    pipe = build_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    for module in (pipe.unet, pipe.vae, pipe.text_encoder):
+        module.eval()
+
+    def really() -> int:
+        with FlopCounterMode(display=False) as flops:
+            mini.sample(["a red circle moving left"], [0], steps=STEPS, pipe=pipe)
+        return flops.get_total_flops()
+
+    plain = really()
+    with backbones.motionprompt(pipe, config):
+        guided = really()
+    assert counted.run_flops(False) == plain
+    assert counted.run_flops(True) == guided
+
+
+def test_a_guided_step_is_the_exact_algorithm_and_nothing_more() -> None:
+    """One unconditional forward, K times forward and backward, the step: 2 + 2 K forwards to the two of a plain step.
+
+    A backward to the text alone costs no more than a forward but for attention, whose matrix is computed twice.
+    """
+    with hosts.mini() as full:
+        counted = cost(full, GUIDANCE)
+    forward = counted.plain.flops["denoiser"] / 2
+    assert 2 + 2 * 2 - 0.5 < counted.guided.flops["denoiser"] / forward < 2 + 2 * 2 + 0.1

@@ -1,0 +1,224 @@
+"""What makes guidance cheaper changes what it computes by rounding alone, or by as much as it says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mp_hooks import backbones
+from mp_hooks.backbones import base
+from mp_hooks.backbones.checkpointing import MARGIN, choose
+from mp_hooks.errors import MotionPromptError
+from mp_hooks.guidance import MotionPrompt, MotionPromptConfig, Run, Step
+from mp_hooks.guidance.decoder import TinyDecoder
+from mp_hooks.guidance.trace import read_trace
+from mp_hooks.testing.case import HostCase, MissingPackage
+from mp_hooks.testing.diffusers import AnimateDiffCase
+from mp_hooks.testing.dynamicrafter import DynamiCrafterCase
+from mp_hooks.testing.lavie import LaVieCase
+from mp_hooks.testing.videocrafter import VideoCrafterCase
+
+CASES = {
+    "VideoCrafter": lambda folder: VideoCrafterCase(folder),
+    "DynamiCrafter": lambda folder: DynamiCrafterCase(folder),
+    "LaVie": lambda folder: LaVieCase(folder),
+    "AnimateDiff": lambda _folder: AnimateDiffCase(),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest) -> Iterator[tuple[HostCase, Any]]:
+    """A tiny host of the real code, open."""
+    folder = Path(__file__).parents[1] / "third_party" / request.param
+    case = CASES[request.param](folder)
+    if request.param != "AnimateDiff" and not any(folder.glob("*.md")):
+        pytest.skip(f"{request.param} is not in third_party/")
+    try:
+        with case.open() as host:
+            yield case, host
+    except MissingPackage as missing:
+        pytest.skip(str(missing))
+
+
+class Look(Run):
+    """Stops at the first guided step, having looked at it."""
+
+    def guide(self, step: Step) -> Tensor:
+        self.method.look(self, step)
+        raise Seen
+
+
+class Seen(Exception):
+    pass
+
+
+class Looking(MotionPrompt):
+    run_type = Look
+
+
+def at_a_guided_step(case: HostCase, host: Any, config: MotionPromptConfig, look: Any) -> None:
+    """Call look(run, step) in the first guided step, everything in place."""
+    method = Looking(config)
+    method.look = look
+    backbones.attach(host, method)
+    try:
+        with pytest.raises(Seen):
+            case.sample(host, case.prompts, seed=7)
+    finally:
+        backbones.remove_patch(host)
+
+
+def gradient(run: Run, step: Step) -> Tensor:
+    """Of one update, with respect to the tokens."""
+    pairs, corner = torch.tensor([[0, 1]]), torch.zeros(1)
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        tokens = run.tokens.detach().requires_grad_()
+        return run._gradient(step, tokens, pairs, corner, 1.0)[1]
+
+
+def test_lean_attention_is_the_hosts_own(case: tuple[HostCase, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Output and gradient of the host's own attention, in float64, and no matrix is made."""
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def look(run: Run, step: Step) -> None:
+        found["clean"] = run.host.predict_clean(step, step.conditioning), gradient(run, step)
+
+    fused = nn.functional.scaled_dot_product_attention
+    calls: list[int] = []
+
+    def counted(*args: Any, **kwargs: Any) -> Tensor:
+        calls.append(args[0].shape[-2])
+        return fused(*args, **kwargs)
+
+    config = replace(case[0].config, checkpointing="none")
+    with case[0].in_float64(case[1]):
+        monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", counted)
+        at_a_guided_step(*case, config, look)
+        lean, number = found["clean"], len(calls)
+        calls.clear()
+        monkeypatch.setattr(type(backbones.adapter_for(case[1])), "attention", base.Adapter.attention)
+        at_a_guided_step(*case, config, look)
+    if case[0].name == "diffusers-animatediff":
+        assert len(calls) == number  # diffusers has it
+    else:
+        assert number > len(calls)
+    for ours, theirs in zip(lean, found["clean"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6 * float(theirs.abs().max()))
+
+
+def test_checkpointing_changes_memory_and_nothing_else(case: tuple[HostCase, Any]) -> None:
+    gradients, kept = {}, {}
+
+    def look(run: Run, step: Step) -> None:
+        size = 0
+
+        def note(tensor: Tensor) -> Tensor:
+            nonlocal size
+            size += tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            gradients[policy] = gradient(run, step)
+        kept[policy] = size
+
+    for policy in ("none", "attention", "all"):
+        at_a_guided_step(*case, replace(case[0].config, checkpointing=policy), look)
+    for policy in ("attention", "all"):
+        torch.testing.assert_close(gradients[policy], gradients["none"], rtol=1e-4, atol=1e-7)
+    assert kept["all"] < kept["attention"] < kept["none"]
+
+
+@pytest.mark.parametrize(("free", "expected"), [(2**40, "none"), (0, "all")])
+def test_checkpointing_goes_by_the_free_memory(
+    case: tuple[HostCase, Any], free: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "free_memory", lambda _device: free)
+    chosen: list[str] = []
+    at_a_guided_step(*case, case[0].config, lambda run, _step: chosen.extend(run.host._chosen.values()))
+    assert chosen == [expected]
+
+
+def test_the_cheapest_policy_that_fits_is_chosen() -> None:
+    """Blocks of four and of two sigmoids, each of which keeps its output."""
+    attention, other = ([nn.Sequential(*[nn.Sigmoid() for _ in range(n)]) for _ in range(2)] for n in (4, 2))
+    x = torch.zeros(1000, requires_grad=True)
+    size = x.nbytes
+
+    def chosen(free: float) -> str:
+        forward = nn.Sequential(*attention, *other)
+        return choose(lambda: forward(x).sum(), {"attention": attention, "other": other}, [], round(free))
+
+    assert chosen(MARGIN * 12 * size + 1) == "none"
+    assert chosen(MARGIN * 12 * size - 9) == "attention"
+    assert chosen(MARGIN * 10 * size + 1) == "attention"  # two blocks' inputs, one of them again, the other blocks
+    assert chosen(MARGIN * 10 * size - 9) == "all"
+    assert chosen(0) == "all"
+
+
+def test_an_excerpt_is_the_clip_in_its_frames(case: tuple[HostCase, Any]) -> None:
+    """All frames as an excerpt are the step itself; fewer keep their latents, and gradient reaches the tokens."""
+
+    def look(run: Run, step: Step) -> None:
+        whole = run.host.excerpt(step, range(step.frames))
+        clean = run.host.predict_clean(step, step.conditioning)
+        torch.testing.assert_close(run.host.predict_clean(whole, step.conditioning), clean)
+        part = run.host.excerpt(step, range(1, 3))
+        assert torch.equal(part.latents, step.latents[:, :, 1:3])
+        assert run.host.predict_clean(part, step.conditioning).shape == part.latents.shape
+        assert gradient(run, part).flatten(1).norm(dim=1).min() > 0
+        # and the clip is what it was
+        torch.testing.assert_close(run.host.predict_clean(step, step.conditioning), clean)
+
+    at_a_guided_step(*case, case[0].config, look)
+
+
+def test_a_subclip_guides_the_whole_clip(case: tuple[HostCase, Any], tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
+    config = replace(case[0].config, subclip=2, iterations=1, trace=str(trace))
+    torch.manual_seed(7)
+    vanilla = case[0].sample(case[1], case[0].prompts, seed=7)
+    with backbones.motionprompt(case[1], config):
+        guided = case[0].sample(case[1], case[0].prompts, seed=7)
+    changed = (guided - vanilla).abs().amax((0, 1, 3, 4))
+    assert (changed > 0).all()
+    pairs = [pair for record in read_trace(trace) if record["event"] == "iteration" for pair in record["pairs"]]
+    assert all(second - first == 1 and second < vanilla.shape[2] for first, second in pairs)
+
+
+def test_animatediffs_excerpt_keeps_its_places_in_time() -> None:
+    """Motion modules add a position to each frame: shifted clips of equal frames tell whether it is the right one."""
+    case = AnimateDiffCase()
+
+    def look(run: Run, step: Step) -> None:
+        rows = torch.zeros(1, 4, 32)
+        (module,) = [
+            part for part in run.host.host.unet.modules() if type(part).__name__ == "SinusoidalPositionalEmbedding"
+        ][:1]
+        run.host._first = 1
+        torch.testing.assert_close(module(rows[:, :2]), module.pe[:, 1:3])
+        run.host._first = 0
+        torch.testing.assert_close(module(rows), module.pe[:, :4])
+
+    with case.open() as host:
+        at_a_guided_step(case, host, case.config, look)
+
+
+def test_a_tiny_decoder_of_other_latents_is_one_sentence(tmp_path: Path) -> None:
+    from diffusers import AutoencoderTiny
+    from safetensors.torch import save_file
+
+    save_file(AutoencoderTiny().state_dict(), tmp_path / "taesd.safetensors")
+    decoder = TinyDecoder(tmp_path / "taesd.safetensors")
+    frames = decoder(torch.zeros(2, 4, 5, 8, 8), [1, 4])
+    assert frames.shape == (2, 3, 2, 64, 64)
+    with pytest.raises(MotionPromptError, match="4 channels"):
+        decoder(torch.zeros(2, 8, 5, 8, 8), [1, 4])
+    save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(MotionPromptError, match="TAESD"):
+        TinyDecoder(tmp_path / "other.safetensors")
