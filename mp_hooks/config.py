@@ -7,13 +7,20 @@ from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from mp_hooks.errors import MotionPromptError
+from mp_hooks.errors import MotionPromptError, unknown_name
 from mp_hooks.files import replacing
 
 PLACEMENTS = ("end", "front")
 VARIATIONS = ("absolute", "relative")  # of the flow, in guidance.objective
 CHECKPOINTING = ("auto", "none", "attention", "all")  # in backbones.checkpointing
 OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}  # name: class in torch.optim
+
+# What is cheaper than the exact algorithm, and approximates it: docs/cost.md has each one's price and gain.
+PRESETS: dict[str, dict[str, Any]] = {
+    "exact": {},
+    "balanced": {"subclip": 4},
+    "fast": {"subclip": 4, "iterations": 2},
+}
 
 
 def _option(default: Any, help: str, **limits: Any) -> Any:
@@ -79,8 +86,8 @@ class MotionPromptConfig:
             OmegaConf.save(OmegaConf.create(asdict(self)), temporary)
 
 
-def load_config(path: str | Path | None = None, **overrides: Any) -> MotionPromptConfig:
-    """Defaults, then the YAML file, then `overrides`.
+def load_config(path: str | Path | None = None, preset: str = "exact", **overrides: Any) -> MotionPromptConfig:
+    """Defaults, then the preset's, then the YAML file, then `overrides`.
 
     Raises MotionPromptError for a missing or unreadable file, an unknown name, or a value of the wrong type.
     """
@@ -88,9 +95,12 @@ def load_config(path: str | Path | None = None, **overrides: Any) -> MotionPromp
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
+    if preset not in PRESETS:
+        raise unknown_name("preset", preset, list(PRESETS))
     merged = OmegaConf.structured(MotionPromptConfig)
     OmegaConf.set_readonly(merged, False)  # a frozen dataclass becomes a read-only node
     try:
+        merged = OmegaConf.merge(merged, PRESETS[preset])
         if path is not None:
             merged = OmegaConf.merge(merged, OmegaConf.load(path))
         merged = OmegaConf.merge(merged, OmegaConf.create(overrides))
@@ -109,6 +119,9 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
     """Add `--mp-config FILE` and one `--mp-NAME` per option; flags not given stay out of the namespace's way."""
     group = parser.add_argument_group("MotionPrompt")
     group.add_argument("--mp-config", metavar="FILE", default=None, help="YAML file of the options below")
+    group.add_argument(
+        "--mp-preset", choices=PRESETS, default="exact", help="cost: exact, or less for an approximation"
+    )
     for option in fields(MotionPromptConfig):
         flag = "--mp-" + option.name.replace("_", "-")
         kind = option.type.split(" | ")[0]
@@ -121,9 +134,11 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def config_from_flags(args: argparse.Namespace) -> MotionPromptConfig:
-    """The configuration that `add_config_flags` collected: defaults, then `--mp-config`, then flags."""
+    """The configuration that `add_config_flags` collected: defaults, `--mp-preset`, `--mp-config`, then flags."""
     given = {option.name: getattr(args, f"mp_{option.name}") for option in fields(MotionPromptConfig)}
-    return load_config(args.mp_config, **{name: value for name, value in given.items() if value is not None})
+    return load_config(
+        args.mp_config, args.mp_preset, **{name: value for name, value in given.items() if value is not None}
+    )
 
 
 def _check(option: Field, value: Any) -> None:

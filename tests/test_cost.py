@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from mp_hooks import backbones, mini
 from mp_hooks.cost import cost, hosts
 from mp_hooks.cost.counting import FLOPS, Meter, fake_weights
+from mp_hooks.cost.tradeoff import GAINS, Point, draw, points
+from mp_hooks.errors import MotionPromptError
+from mp_hooks.metrics import compare
 from mp_hooks.mini.model import build_pipeline
 
 
@@ -105,3 +109,18 @@ def test_a_guided_step_is_the_exact_algorithm_and_nothing_more() -> None:
         counted = cost(full, GUIDANCE)
     forward = counted.plain.flops["denoiser"] / 2
     assert 2 + 2 * 2 - 0.5 < counted.guided.flops["denoiser"] / forward < 2 + 2 * 2 + 0.1
+
+
+def test_the_tradeoff_draws_every_arm(tmp_path: Path) -> None:
+    better = [float(n % 3) for n in range(8)]
+    exact = {name: compare([0.0] * 8, [sign * value for value in better]) for name, sign in GAINS.items()}
+    half = {name: compare([0.0] * 8, [sign * value / 2 for value in better]) for name, sign in GAINS.items()}
+    found = [Point("motionprompt", 2.0, 1.5, exact), Point("fast", 1.2, 1.1, half)]
+    assert found[1].kept("warping", found[0]) == pytest.approx(0.5)
+    picture = draw(found, tmp_path).read_text(encoding="utf-8")
+    assert picture.count("<!-- fast -->") == len(GAINS)
+
+
+def test_a_folder_without_an_experiment_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(MotionPromptError, match="motionprompt prove --out"):
+        points(tmp_path)

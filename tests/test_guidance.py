@@ -213,6 +213,19 @@ def test_configuration_round_trip(tmp_path: Path) -> None:
     assert load_config(tmp_path / "c.yaml") == config
 
 
+def test_a_preset_gives_way_to_file_and_flags(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("subclip: 6\n", encoding="utf-8")
+    parser = argparse.ArgumentParser()
+    add_config_flags(parser)
+    flags = ["--mp-preset", "fast", "--mp-config", str(tmp_path / "c.yaml")]
+    config = config_from_flags(parser.parse_args(flags))
+    assert config == load_config(**{**configuration.PRESETS["fast"], "subclip": 6})
+    assert config_from_flags(parser.parse_args([*flags, "--mp-iterations", "5"])).iterations == 5
+    assert load_config(preset="exact") == MotionPromptConfig()
+    with pytest.raises(MotionPromptError, match="balanced, exact, fast"):
+        load_config(preset="quick")
+
+
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("tokens: 2\niterations: 5\n")
     parser = argparse.ArgumentParser()

@@ -1,4 +1,4 @@
-"""`motionprompt cost`: what guidance costs a host at its real size, counted without weights, GPU or time."""
+"""`motionprompt cost`: what guidance costs a host at its real size; `motionprompt tradeoff`: what that buys."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mp_hooks.cost import Cost, Count
+    from mp_hooks.guidance import MotionPromptConfig
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -17,8 +18,15 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser("cost", help="count a full-size host's operations and memory, with guidance or not")
     parser.add_argument("name", metavar="NAME", help="the host; an unknown name lists all")
     parser.add_argument("--repo", type=Path, metavar="DIR", help="checkout of the host (default: in third_party)")
+    parser.add_argument(
+        "--measure", type=int, metavar="ROUNDS", help="mini: also sample a clip, plain and guided by turns"
+    )
     add_config_flags(parser)
     parser.set_defaults(run=_cost)
+
+    parser = subparsers.add_parser("tradeoff", help="gain against cost of the arms of a finished `prove`, drawn")
+    parser.add_argument("out", type=Path, metavar="DIR", help="folder of the experiment")
+    parser.set_defaults(run=_tradeoff)
 
 
 def _cost(args: argparse.Namespace) -> int:
@@ -29,9 +37,12 @@ def _cost(args: argparse.Namespace) -> int:
     from mp_hooks.backbones.checkpointing import POLICIES
     from mp_hooks.config import config_from_flags
     from mp_hooks.cost import cost, full_size
+    from mp_hooks.errors import MotionPromptError
 
     if args.name == "mini":
         args.mp_config = args.mp_config or mini.GUIDANCE
+    elif args.measure:
+        raise MotionPromptError("--measure is for the mini model, which has weights here; leave it out")
     config = replace(config_from_flags(args), progress=False)
     if args.name == "mini":
         config = mini.guidance(config)
@@ -47,6 +58,39 @@ def _cost(args: argparse.Namespace) -> int:
             _show("decoding the clip", counted.decode)
         _show(f"a guided step, checkpointing {policy}", counted.guided)
         _ratios(counted)
+    if args.measure:
+        _measure(config, args.measure)
+    return 0
+
+
+def _measure(config: MotionPromptConfig, rounds: int) -> None:
+    from statistics import median
+
+    from mp_hooks.cost.measuring import measure
+
+    print(f"\none clip sampled on one thread, {rounds} rounds by turns: median (least to greatest)")
+    print(f"{'':10}{'processor s':>24}{'wall s':>24}{'peak resident MiB':>26}")
+    for kind, found in measure(config, rounds).items():
+        cells = [[one.processor for one in found], [one.wall for one in found], [one.memory / 2**20 for one in found]]
+        shown = [f"{median(cell):.2f} ({min(cell):.2f} to {max(cell):.2f})" for cell in cells]
+        print(f"{kind:10}{shown[0]:>24}{shown[1]:>24}{shown[2]:>26}")
+
+
+def _tradeoff(args: argparse.Namespace) -> int:
+    from mp_hooks.cost.tradeoff import GAINS, draw, points
+    from mp_hooks.mini.arms import GUIDED
+
+    found = points(args.out)
+    exact = next(point for point in found if point.arm == GUIDED)
+    print(f"{'arm':14}{'FLOPs':>8}{'peak':>8}" + "".join(f"{name + ', mean [95 %]':>36}{'kept':>7}" for name in GAINS))
+    for point in sorted(found, key=lambda point: point.flops):
+        cells = [f"{point.arm:14}{point.flops:7.2f}x{point.peak:7.2f}x"]
+        for name in GAINS:
+            gain = point.gains[name]
+            interval = f"{gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
+            cells.append(f"{interval:>36}{point.kept(name, exact):7.0%}")
+        print("".join(cells))
+    print(f"drawn: {draw(found, args.out)}")
     return 0
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 ARMS = ("baseline", "motionprompt", "paper", "word", "search", "freeinit", "latent")
+PRESETS = ("balanced", "fast")
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -19,9 +20,8 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--prompts", type=int, default=64, help="captions of random scenes (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=2, help="noises a prompt (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of prompts and noises (default: %(default)s)")
-    parser.add_argument(
-        "--arms", nargs="+", default=list(ARMS), metavar="ARM", help=f"of: {', '.join(ARMS)} (default: all)"
-    )
+    names = f"of: {', '.join(ARMS)} (default: these), {', '.join(PRESETS)}"
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), metavar="ARM", help=names)
     parser.add_argument("--workers", type=int, help="processes of one thread (default: one a core)")
     parser.add_argument("--measure-flow", default="pyramid", metavar="NAME", help="flow that measures use")
     parser.add_argument("--measure-flow-weights", metavar="FILE", help="its weights")

@@ -13,6 +13,7 @@ from torch import Tensor
 from mp_hooks import backbones
 from mp_hooks.backbones.diffusers.schedule import clean_latents
 from mp_hooks.backbones.hooks import Hooks
+from mp_hooks.config import PRESETS
 from mp_hooks.guidance import MotionPrompt, MotionPromptConfig, Run, Step
 from mp_hooks.guidance.schedule import guided_window
 from mp_hooks.mini.model import sample
@@ -122,6 +123,11 @@ class Arm:
     around: Callable[[AnimateDiffPipeline, MotionPromptConfig], AbstractContextManager[None]] = lambda *_: nullcontext()
 
 
+def with_preset(name: str) -> Callable[[AnimateDiffPipeline, MotionPromptConfig], AbstractContextManager[None]]:
+    """Guidance with what a preset changes."""
+    return lambda pipe, config: guided(pipe, MotionPrompt(replace(config, **PRESETS[name])))
+
+
 BASELINE = "baseline"
 GUIDED = "motionprompt"
 ARMS = {
@@ -131,6 +137,7 @@ ARMS = {
         "MotionPrompt with the paper's loss alone",
         around=lambda pipe, config: guided(pipe, MotionPrompt(replace(config, lambda_photo=0.0))),
     ),
+    **{name: Arm(f"MotionPrompt, preset {name}", around=with_preset(name)) for name in ("balanced", "fast")},
     "word": Arm("the initial word appended", prompt=lambda prompt, config: f"{prompt} {config.init_word}"),
     "search": Arm("tokens by random search", around=lambda pipe, config: guided(pipe, SearchingMotionPrompt(config))),
     "freeinit": Arm("FreeInit", around=lambda pipe, _: free_init(pipe)),

@@ -1,0 +1,53 @@
+"""Seconds and resident memory of the mini model, plain and guided by turns, each sampling in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from mp_hooks import mini
+from mp_hooks.backbones import apply_patch, motionprompt, remove_patch
+from mp_hooks.guidance import MotionPromptConfig
+from mp_hooks.guidance.trace import peak_memory
+
+KINDS = ("plain", "off", "guided")  # off: patched once, and the patch removed
+PROMPT = "a red circle moving left"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One sampling of a clip: wall and processor seconds on one thread, and the process's peak resident bytes."""
+
+    wall: float
+    processor: float
+    memory: int
+
+
+def measure(config: MotionPromptConfig, rounds: int) -> dict[str, list[Measured]]:
+    """`rounds` samplings of each kind, by turns."""
+    found: dict[str, list[Measured]] = {kind: [] for kind in KINDS}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
+        for _ in range(rounds):
+            for kind in KINDS:
+                found[kind].append(pool.submit(_sampled, kind, config).result())
+    return found
+
+
+def _sampled(kind: str, config: MotionPromptConfig) -> Measured:
+    torch.set_num_threads(1)
+    pipe = mini.load_pipeline()
+    mini.sample([PROMPT], [0], steps=1, pipe=pipe)  # what is done once is done
+    if kind == "off":
+        apply_patch(pipe, config)
+        remove_patch(pipe)
+    with motionprompt(pipe, config) if kind == "guided" else nullcontext():
+        wall, processor = time.perf_counter(), time.process_time()
+        mini.sample([PROMPT], [0], pipe=pipe)
+        wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    return Measured(wall, processor, peak_memory(torch.device("cpu")))

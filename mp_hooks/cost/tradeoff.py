@@ -1,0 +1,103 @@
+"""What each way of sampling the mini model gains, against what it computes: the points and their picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mp_hooks import mini
+from mp_hooks.cost.counting import Meter
+from mp_hooks.errors import MotionPromptError
+from mp_hooks.files import replacing
+from mp_hooks.guidance import MotionPromptConfig
+from mp_hooks.metrics import Comparison, compare
+from mp_hooks.mini.arms import BASELINE, GUIDED, sample_arm
+from mp_hooks.mini.experiment import MEASURES_FILE, SETTINGS_FILE
+
+GAINS = {"flickering": 1, "warping": -1}  # measure: the sign of what is better
+PICTURE_FILE = "tradeoff.svg"
+
+
+@dataclass(frozen=True)
+class Point:
+    """An arm of an experiment: operations and peak memory as multiples of plain sampling's, and its paired gains."""
+
+    arm: str
+    flops: float
+    peak: float
+    gains: dict[str, Comparison]
+
+    def kept(self, measure: str, exact: Point) -> float:
+        """Which part of the exact algorithm's gain this is."""
+        return self.gains[measure].mean / exact.gains[measure].mean
+
+
+def points(out: Path) -> list[Point]:
+    """The arms of a finished `motionprompt prove --out OUT`; each samples one clip more, whose operations are counted.
+
+    Raises MotionPromptError where there is no such experiment.
+    """
+    try:
+        results = json.loads((out / MEASURES_FILE).read_text(encoding="utf-8"))
+        settings = json.loads((out / SETTINGS_FILE).read_text(encoding="utf-8"))["experiment"]
+    except (OSError, ValueError, KeyError) as error:
+        raise MotionPromptError(f"no experiment in {out}; run: motionprompt prove --out {out}") from error
+    if GUIDED not in results:
+        raise MotionPromptError(f"{out} has no arm '{GUIDED}' to compare with; add it with --arms")
+    config = MotionPromptConfig(**settings["guidance"] | {"trace": None, "progress": False})
+    counted = {arm: _counted(arm, config) for arm in results}
+    return [
+        Point(
+            arm,
+            *(ours / plain for ours, plain in zip(counted[arm], counted[BASELINE], strict=True)),
+            {name: compare(results[BASELINE][name], values[name]) for name in GAINS},
+        )
+        for arm, values in results.items()
+        if arm != BASELINE
+    ]
+
+
+def _counted(arm: str, config: MotionPromptConfig) -> tuple[int, int]:
+    """Operations and most bytes alive, weights included, of one clip sampled under an arm."""
+    pipe = mini.load_pipeline()
+    modules = [pipe.unet, pipe.vae, pipe.text_encoder]
+    with torch.no_grad(), Meter() as meter:
+        sample_arm(arm, pipe, ["a red circle moving left"], [0], config)
+    return sum(meter.flops.values()), meter.peak + sum(w.nbytes for module in modules for w in module.parameters())
+
+
+def draw(found: Sequence[Point], out: Path) -> Path:
+    """Gain against operations, a panel a measure, with 95 % intervals; returns the path of the SVG."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "mp_hooks"  # the same picture for the same points
+    from matplotlib import pyplot
+
+    titles = {"flickering": "temporal flickering", "warping": "warping error x 1000, less of it"}
+    figure, axes = pyplot.subplots(1, len(GAINS), figsize=(4.4 * len(GAINS), 3.2), constrained_layout=True)
+    for axis, (name, sign) in zip(axes, GAINS.items(), strict=True):
+        axis.axhline(0, color="#bbbbbb", linewidth=0.8)
+        axis.plot(1, 0, "o", color="#777777", markersize=4)
+        axis.annotate("plain", (1, 0), textcoords="offset points", xytext=(5, 4), fontsize=7)
+        for point in found:
+            gain = point.gains[name]
+            low, high = sorted((sign * gain.low, sign * gain.high))
+            colour = "#c2410c" if point.arm == GUIDED else "#2563a8"
+            axis.vlines(point.flops, low, high, color=colour, linewidth=1)
+            axis.plot(point.flops, sign * gain.mean, "o", color=colour, markersize=4)
+            place = (point.flops, sign * gain.mean)
+            axis.annotate(point.arm, place, textcoords="offset points", xytext=(5, 4), fontsize=7)
+        axis.set_title(f"gain in {titles[name]}", fontsize=9)
+        axis.set_xlabel("operations, times plain sampling", fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.margins(x=0.15)
+        axis.spines[["top", "right"]].set_visible(False)
+    with replacing(out / PICTURE_FILE) as path:
+        figure.savefig(path, format="svg", metadata={"Date": None})
+    pyplot.close(figure)
+    return out / PICTURE_FILE
