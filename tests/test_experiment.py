@@ -12,7 +12,7 @@ from mp_hooks import mini
 from mp_hooks.cli.main import main
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.mini.arms import ARMS
-from mp_hooks.mini.experiment import Experiment, _claim, load_clips
+from mp_hooks.mini.experiment import Experiment, claim, load_clips
 from mp_hooks.video import read_frames
 
 for library in ("diffusers", "scipy", "jinja2", "matplotlib"):
@@ -48,11 +48,11 @@ def test_prove_in_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_the_same_clips_may_be_measured_with_another_flow(tmp_path: Path) -> None:
     settings = {"model": "m", "prompts": 8, "seeds": 2, "guidance": mini.guidance()}
-    _claim(tmp_path, Experiment(seed=1, flow="pyramid", flow_weights=None, **settings))
-    _claim(tmp_path, Experiment(seed=1, flow="raft_small", flow_weights="w.pth", **settings))
+    claim(tmp_path, Experiment(seed=1, flow="pyramid", flow_weights=None, **settings))
+    claim(tmp_path, Experiment(seed=1, flow="raft_small", flow_weights="w.pth", **settings))
     assert json.loads((tmp_path / "experiment.json").read_text())["experiment"]["flow"] == "raft_small"
     with pytest.raises(MotionPromptError, match="another seed"):
-        _claim(tmp_path, Experiment(seed=2, flow="raft_small", flow_weights="w.pth", **settings))
+        claim(tmp_path, Experiment(seed=2, flow="raft_small", flow_weights="w.pth", **settings))
 
 
 def test_prompts_share_nothing_between_seeds() -> None:

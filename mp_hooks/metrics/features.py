@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,7 +23,17 @@ SIDE, PATCH = 224, 16
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_STATISTICS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
-Encoder = Callable[[Tensor], Tensor]  # frames uint8 [t, 3, h, w] -> features [t, d]
+
+@dataclass(frozen=True)
+class Encoder:
+    """Features of frames, uint8 [t, 3, h, w] -> [t, d]: `prepare` makes the images that `network` is given."""
+
+    network: nn.Module
+    prepare: Callable[[Tensor], Tensor]
+
+    @torch.no_grad()
+    def __call__(self, frames: Tensor) -> Tensor:
+        return torch.cat([self.network(image[None]) for image in self.prepare(frames.float())])
 
 
 def consistency(features: Tensor) -> float:
@@ -52,15 +63,13 @@ def load_dino(weights: str | Path) -> Encoder:
     )
     if str(weights) != HUB:
         _load(model, _state(Path(weights)), weights, "DINO ViT-B/16 (dino_vitbase16_pretrain.pth)")
-    model.eval().requires_grad_(False)
 
-    @torch.no_grad()
-    def encode(frames: Tensor) -> Tensor:
-        images = normalize(resize(frames.float(), SIDE, antialias=False) / 255, *IMAGENET)
+    def prepare(frames: Tensor) -> Tensor:
+        images = normalize(resize(frames, SIDE, antialias=False) / 255, *IMAGENET)
         height, width = (side // PATCH * PATCH for side in images.shape[-2:])  # what DINO's strides reach
-        return torch.cat([model(image[None, :, :height, :width]) for image in images])
+        return images[..., :height, :width]
 
-    return encode
+    return Encoder(model.eval().requires_grad_(False), prepare)
 
 
 def load_clip(weights: str | Path) -> Encoder:
@@ -81,15 +90,12 @@ def load_clip(weights: str | Path) -> Encoder:
     if str(weights) != HUB:
         state = {k.removeprefix("visual."): v for k, v in _state(Path(weights)).items() if k.startswith("visual.")}
         _load(model, state, weights, "CLIP ViT-B/32 (OpenAI's ViT-B-32.pt)")
-    model.float().eval().requires_grad_(False)
 
-    @torch.no_grad()
-    def encode(frames: Tensor) -> Tensor:
-        images = resize(frames.float(), SIDE, interpolation=InterpolationMode.BICUBIC, antialias=False)
-        images = normalize(center_crop(images, SIDE) / 255, *CLIP_STATISTICS)
-        return torch.cat([model(image[None]) for image in images])
+    def prepare(frames: Tensor) -> Tensor:
+        images = resize(frames, SIDE, interpolation=InterpolationMode.BICUBIC, antialias=False)
+        return normalize(center_crop(images, SIDE) / 255, *CLIP_STATISTICS)
 
-    return encode
+    return Encoder(model.float().eval().requires_grad_(False), prepare)
 
 
 def _hub(build: Callable[[bool], nn.Module], weights: str | Path) -> nn.Module:
