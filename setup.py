@@ -29,6 +29,8 @@ EXTRAS = {
     "videocrafter": ["open_clip_torch>=2.20,<2.23", "transformers>=4.25", "kornia", "opencv-python-headless"],
     # What LaVie's own code imports.
     "lavie": [*DIFFUSERS, "rotary_embedding_torch", "imageio[ffmpeg]"],
+    # What AnimateDiff's own code imports.
+    "animatediff": [*DIFFUSERS, "imageio", "requests"],
     # The embedded mini model and its experiment.
     "mini": MINI,
     # Measures of videos, pages and studies; timm and open_clip are for two of VBench's dimensions.

@@ -3,7 +3,7 @@
     entry.before_imports("lavie")         where the host's own imports need shims
     @entry.host("videocrafter2")          around the host's run: shims, early checks, clear errors
     entry.add_arguments(parser)           --motionprompt, --mp-*
-    entry.install(model, args)            where the model is ready
+    entry.install(model, args)            where the model is ready; with the videos' folder if no argument says it
 
 Without --motionprompt the model is never touched.
 """
@@ -78,10 +78,13 @@ def host(name: str, options: argparse.Namespace | None = None) -> Callable[[Call
     return decorate
 
 
-def install(model: Any, args: Any) -> None:
-    """Guide `model` until the decorated run ends, if --motionprompt was given."""
+def install(model: Any, args: Any, output: str | Path | None = None) -> None:
+    """Guide `model` until the decorated run ends or installs another, if --motionprompt was given.
+
+    output: the folder of the videos, where none of the host's arguments says it.
+    """
     if args.motionprompt:
-        _session.install(model)
+        _session.install(model, output)
 
 
 class Session:
@@ -107,13 +110,22 @@ class Session:
                 hidden = "" if visible is None else f" (CUDA_VISIBLE_DEVICES is '{visible}')"
                 raise MotionPromptError(f"torch sees no CUDA device here{hidden}; add --mp-device cpu")
             self.method = self._method(args)
+            if self.script.output is not None:
+                self._record(Path(getattr(args, self.script.output)))
+        self.model: Any = None
 
-    def install(self, model: Any) -> None:
-        """Apply the method to the host's model."""
+    def install(self, model: Any, output: str | Path | None) -> None:
+        """Apply the method to the host's model; a script may build several, one after the other."""
         from mp_hooks import backbones
 
+        if self.model is not None:
+            backbones.detach(self.model)
+        else:
+            self.stack.callback(lambda: backbones.remove_patch(self.model))
+            if output is not None:
+                self._record(Path(output))
+        self.model = model
         backbones.attach(model, self.method)
-        self.stack.callback(backbones.remove_patch, model)
 
     def _check(self, args: Any) -> None:
         for argument in self.script.files:
@@ -124,21 +136,27 @@ class Session:
                 )
 
     def _method(self, args: Any) -> Any:
-        """The method with judge and flow loaded; its configuration is saved beside the host's outputs."""
+        """The method with judge and flow loaded."""
+        from mp_hooks.config import config_from_flags
+        from mp_hooks.guidance import MotionPrompt
+
+        config = config_from_flags(args)
+        if config.seed is None and self.script.seed is not None:
+            config = replace(config, seed=getattr(args, self.script.seed))
+        return MotionPrompt(config)
+
+    def _record(self, output: Path) -> None:
+        """Save configuration and versions beside the host's videos in `output`, where the trace goes too."""
         import torch
 
         from mp_hooks import __version__
-        from mp_hooks.config import config_from_flags
         from mp_hooks.files import replacing
-        from mp_hooks.guidance import MotionPrompt
+        from mp_hooks.guidance.trace import Trace
 
-        folder = Path(getattr(args, self.script.output)) / "motionprompt"
-        config = config_from_flags(args)
-        config = replace(
-            config,
-            seed=getattr(args, self.script.seed) if config.seed is None else config.seed,
-            trace=config.trace or str(folder / "trace.jsonl"),
-        )
+        folder, config = output / "motionprompt", self.method.config
+        if config.trace is None:
+            config = replace(config, trace=str(folder / "trace.jsonl"))
+            self.method.trace = Trace(config.trace)
         config.save(folder / "config.yaml")
         with replacing(folder / "versions.txt") as temporary:
             temporary.write_text(
@@ -146,4 +164,3 @@ class Session:
                 f"shims {' '.join(self.shims) or 'none'}\narguments {' '.join(sys.argv[1:])}\n",
                 encoding="utf-8",
             )
-        return MotionPrompt(config)

@@ -22,7 +22,7 @@ for host in map(patching.load, patching.names()):
 sys.exit(not there)
 PY
 then
-    prepare_environment test,videocrafter,lavie
+    prepare_environment test,videocrafter,lavie,animatediff
 fi
 
 failed=0

@@ -11,7 +11,9 @@ import pytest
 
 from mp_hooks.backbones import BACKBONES
 from mp_hooks.testing import ConformanceSuite
-from mp_hooks.testing.diffusers import AnimateDiffCase, CogVideoXCase, LTXCase, TextToVideoSDCase, WanCase
+from mp_hooks.testing.animatediff import AnimateDiffCase
+from mp_hooks.testing.diffusers import AnimateDiffCase as DiffusersAnimateDiffCase
+from mp_hooks.testing.diffusers import CogVideoXCase, LTXCase, TextToVideoSDCase, WanCase
 from mp_hooks.testing.dynamicrafter import DynamiCrafterCase
 from mp_hooks.testing.lavie import LaVieCase
 from mp_hooks.testing.videocrafter import VideoCrafterCase, VideoCrafterImageCase
@@ -25,7 +27,7 @@ def checkout(name: str) -> Path:
     return folder
 
 
-class FreeInitCase(AnimateDiffCase):
+class FreeInitCase(DiffusersAnimateDiffCase):
     @contextmanager
     def open(self) -> Iterator[Any]:
         with super().open() as pipe:
@@ -106,21 +108,39 @@ class TestDynamiCrafter1024(ConformanceSuite):
         request.cls.case = DynamiCrafterCase(checkout("DynamiCrafter"), "1024", cfg_img=4.0, ends="interp")
 
 
+@pytest.mark.upstream
 class TestAnimateDiff(ConformanceSuite):
-    case = AnimateDiffCase()
+    @pytest.fixture(scope="class", autouse=True)
+    def _case(self, request: pytest.FixtureRequest) -> None:
+        request.cls.case = AnimateDiffCase(checkout("AnimateDiff"))
 
 
-class TestAnimateDiffVariants(ConformanceSuite):
+@pytest.mark.upstream
+class TestSparseCtrl(ConformanceSuite):
+    """First and second frame given, negative prompts."""
+
+    @pytest.fixture(scope="class", autouse=True)
+    def _case(self, request: pytest.FixtureRequest) -> None:
+        request.cls.case = AnimateDiffCase(checkout("AnimateDiff"), pictures=2, negative_prompt=["else", "else"])
+
+
+class TestDiffusersAnimateDiff(ConformanceSuite):
+    case = DiffusersAnimateDiffCase()
+
+
+class TestDiffusersAnimateDiffVariants(ConformanceSuite):
     """Negative prompts with v-prediction under Euler, whose input is scaled."""
 
-    case = AnimateDiffCase("EulerDiscreteScheduler", "v_prediction", negative_prompt=["else", "else"], guidance_scale=3)
+    case = DiffusersAnimateDiffCase(
+        "EulerDiscreteScheduler", "v_prediction", negative_prompt=["else", "else"], guidance_scale=3
+    )
 
 
-class TestAnimateDiffWithoutGuidance(ConformanceSuite):
-    case = AnimateDiffCase(guidance_scale=1.0)
+class TestDiffusersAnimateDiffWithoutGuidance(ConformanceSuite):
+    case = DiffusersAnimateDiffCase(guidance_scale=1.0)
 
 
-class TestAnimateDiffWithFreeInit(ConformanceSuite):
+class TestDiffusersAnimateDiffWithFreeInit(ConformanceSuite):
     """The schedule starts again: twice four steps in one sampling."""
 
     case = FreeInitCase()
@@ -163,7 +183,8 @@ def test_every_adapter_is_held_to_the_kit() -> None:
         "videocrafter2": TestVideoCrafter,
         "lavie": TestLaVie,
         "dynamicrafter": TestDynamiCrafter,
-        "diffusers-animatediff": TestAnimateDiff,
+        "animatediff": TestAnimateDiff,
+        "diffusers-animatediff": TestDiffusersAnimateDiff,
         "diffusers-text-to-video-sd": TestTextToVideoSD,
         "diffusers-cogvideox": TestCogVideoX,
         "diffusers-wan": TestWan,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ import torch
 from mp_hooks import patching
 from mp_hooks.guidance.trace import read_trace
 from mp_hooks.testing import Command, HostCase
+from mp_hooks.testing.animatediff import AnimateDiffCase
 from mp_hooks.testing.case import MissingPackage
 from mp_hooks.testing.doctor import GUIDANCE, copy_of, run
 from mp_hooks.testing.dynamicrafter import DynamiCrafterCase
@@ -49,12 +50,16 @@ SPY = 'python3() { printf "%s\\0" "$@"; }; python() { python3 "$@"; }; source "$
 
 @dataclass(frozen=True)
 class Host:
-    """A host's script in one configuration. autoencoder: the module of its VAE's class. frames: of its videos."""
+    """A host's script in one configuration.
+
+    autoencoder: the module of its VAE's class. frames: of its videos. grid: whether it writes one more, of all of them.
+    """
 
     name: str
     autoencoder: str
     frames: int
     case: Callable[[Path], HostCase]
+    grid: bool = False
 
 
 LVDM = "lvdm.models.autoencoder"
@@ -64,6 +69,7 @@ HOSTS = {
     "dynamicrafter-256": Host("dynamicrafter", LVDM, 4, lambda root: DynamiCrafterCase(root, "256")),
     "dynamicrafter-512": Host("dynamicrafter", LVDM, 4, DynamiCrafterCase),
     "lavie": Host("lavie", "diffusers", 8, LaVieCase),
+    "animatediff": Host("animatediff", "diffusers", 8, AnimateDiffCase, grid=True),
 }
 VARIANTS = {
     "videocrafter-1": Host("videocrafter2", LVDM, 8, lambda root: VideoCrafterCase(root, "t2v_512_v1.0")),
@@ -74,6 +80,9 @@ VARIANTS = {
     "lavie-ddim": Host("lavie", "diffusers", 8, lambda root: LaVieCase(root, "DDIMScheduler")),
     "lavie-euler": Host("lavie", "diffusers", 8, lambda root: LaVieCase(root, "EulerDiscreteScheduler")),
     "lavie-without-guidance": Host("lavie", "diffusers", 8, lambda root: LaVieCase(root, guidance_scale=1.0)),
+    "animatediff-without-guidance": Host(
+        "animatediff", "diffusers", 8, lambda root: AnimateDiffCase(root, guidance_scale=1.0), grid=True
+    ),
 }
 
 
@@ -109,7 +118,9 @@ def git(root: Path, *arguments: str) -> str:
 
 
 def own_arguments(command: Command) -> list[str]:
-    """What the host's own, unpatched script calls python with."""
+    """What the host's own, unpatched script calls python with: a file and its arguments."""
+    if command.script[:2] == ["python", "-m"]:
+        return [command.script[2].replace(".", "/") + ".py"]
     spied = subprocess.run(
         ["bash", "-c", SPY, "spy", *command.script[1:]], cwd=command.folder, capture_output=True, check=True
     )
@@ -120,10 +131,7 @@ def decoded(host: Host, command: Command, entry: list[str], state: str) -> list[
     """What the host's VAE is given to decode when its entry runs unpatched or patched and off."""
     out = command.folder / f"{state}.pt"
     start = [sys.executable, "-c", RUNNER, str(out), state, host.name, host.autoencoder, *entry]
-    run(
-        Command([*start], command.options, command.folder, command.output),
-        ["--mp-device", "cpu"] if state == "off" else [],
-    )
+    run(replace(command, script=start), ["--mp-device", "cpu"] if state == "off" else [])
     kept = torch.load(out, weights_only=True)
     out.unlink()
     return kept
@@ -132,9 +140,10 @@ def decoded(host: Host, command: Command, entry: list[str], state: str) -> list[
 def assert_guided(host: Host, command: Command) -> None:
     """The script runs with guidance: a video and a run in the trace for every prompt, tokens that moved."""
     prompts = HostCase.prompts
-    assert run(command, [*GUIDANCE, "--mp-device", "cpu"]).videos == len(prompts)
-    assert [video_info(path).frames for path in find_videos(command.output)] == [host.frames] * len(prompts)
-    records = read_trace(command.output / "motionprompt" / "trace.jsonl")
+    videos = len(prompts) + host.grid
+    assert run(command, [*GUIDANCE, "--mp-device", "cpu"]).videos == videos
+    assert [video_info(path).frames for path in find_videos(command.results)] == [host.frames] * videos
+    records = read_trace(command.results / "motionprompt" / "trace.jsonl")
     assert [record["prompts"] for record in records if record["event"] == "run"] == [[prompt] for prompt in prompts]
     iterations = [record for record in records if record["event"] == "iteration"]
     assert len(iterations) == len(prompts) * 2 * 3  # two guided steps of four, K
@@ -143,7 +152,7 @@ def assert_guided(host: Host, command: Command) -> None:
     assert {record["run"] for record in updated} == set(range(len(prompts)))
     assert all(torch.tensor(record["loss"]).isfinite().all() for record in updated)
     assert all(record["cosine"][0] < 1 for record in updated)
-    assert (command.output / "motionprompt" / "config.yaml").is_file()
+    assert (command.results / "motionprompt" / "config.yaml").is_file()
 
 
 @pytest.mark.parametrize("host", HOSTS.values(), ids=HOSTS)

@@ -18,6 +18,7 @@ BACKBONES = {
     "videocrafter2": "mp_hooks.backbones.lvdm.videocrafter:VideoCrafter",
     "dynamicrafter": "mp_hooks.backbones.lvdm.dynamicrafter:DynamiCrafter",
     "lavie": "mp_hooks.backbones.lavie:LaVie",
+    "animatediff": "mp_hooks.backbones.animatediff:AnimateDiff",
     "diffusers-animatediff": "mp_hooks.backbones.diffusers.animatediff:AnimateDiff",
     "diffusers-text-to-video-sd": "mp_hooks.backbones.diffusers.text_to_video_sd:TextToVideoSD",
     "diffusers-cogvideox": "mp_hooks.backbones.diffusers.cogvideox:CogVideoX",
@@ -68,12 +69,20 @@ def attach(host: Any, method: MotionPrompt) -> None:
     vars(host)[ADAPTER] = adapter
 
 
+def detach(host: Any) -> MotionPrompt | None:
+    """Undo `attach`; the method, None where there was none, is good for another host."""
+    adapter = vars(host).pop(ADAPTER, None)
+    if adapter is None:
+        return None
+    adapter.remove()
+    return adapter.method
+
+
 def remove_patch(host: Any) -> None:
     """Put the very originals back; a host that is not patched is left alone."""
-    adapter = vars(host).pop(ADAPTER, None)
-    if adapter is not None:
-        adapter.remove()
-        adapter.method.close()
+    method = detach(host)
+    if method is not None:
+        method.close()
 
 
 def is_patched(host: Any) -> bool:

@@ -2,75 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-import torch.nn.functional as F
-from torch import Tensor
-
-from mp_hooks.backbones.diffusers.pipeline import BatchedGuidance, excerpt_of_latents
-from mp_hooks.backbones.diffusers.text import clip_text
-from mp_hooks.backbones.hooks import Hooks
+from mp_hooks.backbones.diffusers.inflated import InflatedStableDiffusion
+from mp_hooks.backbones.diffusers.pipeline import excerpt_of_latents
 from mp_hooks.guidance import Step
-from mp_hooks.guidance.tokens import TextInput
-
-LATENT_SCALE = 0.18215  # Stable Diffusion's, written out in the host's decode_latents
 
 
-class LaVie(BatchedGuidance):
-    """Both branches in one call, a guidance scale that is not stored, Stable Diffusion's text encoder and VAE.
-
-    The host's own decoding ends in whole brightness levels, through which no gradient passes: the VAE is called as it
-    does.
-    """
+class LaVie(InflatedStableDiffusion):
+    """Its layers in time know frames by their distance, so that any excerpt will do."""
 
     name = "lavie"
+    module = "pipeline_videogen"
     pipeline = "VideoGenPipeline"
-    denoiser = "unet"
-    latents_argument = "sample"
-
-    @classmethod
-    def recognises(cls, host: Any) -> bool:
-        return (type(host).__module__, type(host).__name__) == ("pipeline_videogen", cls.pipeline)
-
-    def prompts(self, *args: Any, **kwargs: Any) -> list[str] | None:
-        prompts = super().prompts(*args, **kwargs)
-        if prompts is None:
-            return None
-        return [prompt for prompt in prompts for _ in range(self.asked["num_images_per_prompt"])]
-
-    @property
-    def guided(self) -> bool:
-        return self.asked["guidance_scale"] > 1
-
-    def scale(self, step: Step) -> float:
-        return self.asked["guidance_scale"]
-
-    def clip_frames(self, latents: Tensor) -> int:
-        return latents.shape[2]
+    copies = "num_images_per_prompt"
 
     def excerpt(self, step: Step, frames: range) -> Step:
         return excerpt_of_latents(step, frames)
-
-    def attention(self, hooks: Hooks) -> None:
-        """The host's own keeps the matrix; its layers in time, whose matrices are small, have another function."""
-
-        def attend(_original: Any, layer: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any = None) -> Tensor:
-            mask = None if mask is None else mask[None]
-            output = F.scaled_dot_product_attention(query[None], key[None], value[None], mask, scale=layer.scale)
-            return layer.reshape_batch_dim_to_heads(output[0])
-
-        for kind in {type(layer) for layer in self.host.unet.modules() if type(layer).__name__ == "CrossAttention"}:
-            hooks.wrap(kind, "_attention", attend)
-
-    @property
-    def text(self) -> TextInput:
-        return clip_text(self.host)
-
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        return self.host._encode_prompt(list(prompts), self.host.text_encoder.device, 1, False)
-
-    def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
-        latents = clean[:, :, list(frames)].transpose(1, 2) / LATENT_SCALE
-        decoded = self.host.vae.decode(latents.flatten(0, 1).to(self.host.vae.dtype)).sample
-        return decoded.unflatten(0, (len(clean), len(frames))).transpose(1, 2)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 import typing
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -151,27 +151,174 @@ def open_clip_batch_first() -> Iterator[None]:
         yield
 
 
-def _diffusers_lacks_pipeline_utils(_device: str | None) -> bool:
-    return importlib.util.find_spec("diffusers.pipeline_utils") is None
+# Where diffusers 0.11 had them, and where today's has them.
+_MOVED = {
+    "diffusers.modeling_utils": "diffusers.models.modeling_utils",
+    "diffusers.pipeline_utils": "diffusers.pipelines.pipeline_utils",
+    "diffusers.models.unet_2d_condition": "diffusers.models.unets.unet_2d_condition",
+}
+
+
+def _missing_modules() -> list[str]:
+    return [name for name in _MOVED if importlib.util.find_spec(name) is None]
 
 
 @shim(
-    "diffusers_pipeline_utils",
-    "diffusers 0.26 and later have no module pipeline_utils at the top",
-    needed=_diffusers_lacks_pipeline_utils,
+    "diffusers_modules",
+    "diffusers moved modules: modeling_utils in 0.12, pipeline_utils by 0.25, models.unet_2d_condition by 0.30",
+    needed=lambda _device: bool(_missing_modules()),
 )
 @contextmanager
-def diffusers_pipeline_utils() -> Iterator[None]:
-    """diffusers.pipeline_utils.DiffusionPipeline, where LaVie looks for it."""
-    import diffusers
-
-    module = ModuleType("diffusers.pipeline_utils")
-    module.DiffusionPipeline = diffusers.DiffusionPipeline
-    sys.modules[module.__name__] = module
+def diffusers_modules() -> Iterator[None]:
+    """The modules can be imported by their old names."""
+    missing = _missing_modules()
+    sys.modules.update({name: importlib.import_module(_MOVED[name]) for name in missing})
     try:
         yield
     finally:
-        del sys.modules[module.__name__]
+        for name in missing:
+            del sys.modules[name]
+
+
+def _lacks_cross_attention(_device: str | None) -> bool:
+    from diffusers.models import attention
+
+    return not hasattr(getattr(attention, "CrossAttention", None), "reshape_heads_to_batch_dim")
+
+
+@shim(
+    "diffusers_cross_attention",
+    "diffusers 0.12 took the methods of CrossAttention that AnimateDiff's motion modules call, and 0.15 its name",
+    needed=_lacks_cross_attention,
+)
+@contextmanager
+def diffusers_cross_attention() -> Iterator[None]:
+    """models.attention.CrossAttention is today's Attention with these methods, over [b * heads, l, d]."""
+    from diffusers.models import attention
+    from diffusers.models.attention_processor import Attention
+
+    class CrossAttention(Attention):
+        _use_memory_efficient_attention_xformers = False
+        _slice_size = None
+
+        def reshape_heads_to_batch_dim(self, tensor: torch.Tensor) -> torch.Tensor:
+            return self.head_to_batch_dim(tensor)
+
+        def reshape_batch_dim_to_heads(self, tensor: torch.Tensor) -> torch.Tensor:
+            return self.batch_to_head_dim(tensor)
+
+        def _attention(self, query: Any, key: Any, value: Any, attention_mask: Any = None) -> torch.Tensor:
+            attend = torch.nn.functional.scaled_dot_product_attention
+            return self.reshape_batch_dim_to_heads(attend(query, key, value, attention_mask, scale=self.scale))
+
+    with swapped(attention, "CrossAttention", CrossAttention):
+        yield
+
+
+def _lacks_model_files(_device: str | None) -> bool:
+    import diffusers
+
+    return not hasattr(diffusers.ModelMixin, "_get_model_file")
+
+
+@shim(
+    "diffusers_model_files",
+    "diffusers 0.12 took ModelMixin._get_model_file, and 0.25 has no utils.DIFFUSERS_CACHE (AnimateDiff's UNet)",
+    needed=_lacks_model_files,
+)
+@contextmanager
+def diffusers_model_files() -> Iterator[None]:
+    """Both are there again."""
+    import diffusers
+    from diffusers.utils import hub_utils
+
+    def get_model_file(_cls: type, folder: str, resume_download: Any, use_auth_token: Any, **options: Any) -> str:
+        return hub_utils._get_model_file(folder, token=use_auth_token, **options)
+
+    with (
+        swapped(diffusers.ModelMixin, "_get_model_file", classmethod(get_model_file)),
+        swapped(diffusers.utils, "DIFFUSERS_CACHE", None),
+    ):
+        yield
+
+
+def _diffusers_xformers_fail(_device: str | None) -> bool:
+    if importlib.util.find_spec("xformers") is None:
+        return False
+    return not torch.cuda.is_available() or _lacks_cross_attention(None)
+
+
+@shim(
+    "diffusers_without_xformers",
+    "AnimateDiff takes xformers wherever it is installed: without CUDA it raises, as with diffusers 0.12 and later",
+    needed=_diffusers_xformers_fail,
+)
+@contextmanager
+def diffusers_without_xformers() -> Iterator[None]:
+    """diffusers finds no xformers."""
+    from diffusers.utils import import_utils
+
+    with swapped(import_utils, "_xformers_available", False):
+        yield
+
+
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def _vae_names_are_new(_device: str | None) -> bool:
+    from diffusers.models import attention
+
+    return not hasattr(attention, "AttentionBlock")
+
+
+@shim(
+    "vae_attention_names",
+    "diffusers took AttentionBlock by 0.25; AnimateDiff converts DreamBooth checkpoints to the names it had",
+    needed=_vae_names_are_new,
+)
+@contextmanager
+def vae_attention_names() -> Iterator[None]:
+    """AutoencoderKL takes weights under their old names too."""
+    from diffusers import AutoencoderKL
+
+    load, names = AutoencoderKL.load_state_dict, re.compile(rf"\.({'|'.join(_OLD_ATTENTION)})\.")
+
+    def load_renamed(self: Any, weights: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        renamed = {names.sub(lambda old: f".{_OLD_ATTENTION[old[1]]}.", name): weights[name] for name in weights}
+        return load(self, renamed, *args, **kwargs)
+
+    with swapped(AutoencoderKL, "load_state_dict", load_renamed):
+        yield
+
+
+def _clip_text_is_flat(_device: str | None) -> bool:
+    import transformers
+
+    return int(transformers.__version__.split(".")[0]) >= 5
+
+
+@shim(
+    "clip_text_model",
+    "transformers 5 has no text_model inside CLIPTextModel, and 4.31 no position_ids among its weights "
+    "(DreamBooth checkpoints, text-encoder LoRAs; AnimateDiff#159)",
+    needed=_clip_text_is_flat,
+)
+@contextmanager
+def clip_text_model() -> Iterator[None]:
+    """CLIPTextModel takes weights under their old names too, and is its own text_model."""
+    from transformers import CLIPTextModel
+
+    load, attribute = CLIPTextModel.load_state_dict, CLIPTextModel.__getattr__
+
+    def load_renamed(self: Any, weights: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        kept = [name for name in weights if not name.endswith("position_ids")]
+        return load(self, {name.removeprefix("text_model."): weights[name] for name in kept}, *args, **kwargs)
+
+    def itself(self: Any, name: str) -> Any:
+        return self if name == "text_model" else attribute(self, name)
+
+    with swapped(CLIPTextModel, "load_state_dict", load_renamed), swapped(CLIPTextModel, "__getattr__", itself):
+        yield
 
 
 def _transformers_lacks_feature_extractor(_device: str | None) -> bool:

@@ -35,12 +35,13 @@ class PatchedFile:
 class Script:
     """What the patched entry has to know of the host's script.
 
-    seed, output: names of its arguments that hold the seed and the folder of the videos. files: names of arguments
-    that must be files which exist. shims: what of `mp_hooks.compat` the host may need on today's libraries.
+    seed, output: names of its arguments that hold the seed and the folder of the videos; None where no argument does.
+    files: names of arguments that must be files which exist. shims: what of `mp_hooks.compat` the host may need on
+    today's libraries.
     """
 
-    seed: str
-    output: str
+    seed: str | None
+    output: str | None
     files: tuple[str, ...]
     shims: tuple[str, ...]
 
@@ -119,7 +120,7 @@ def _manifest(tree: Any) -> Manifest:
     files = tuple(_file(entry) for entry in fields.pop("files"))
     if len({file.path for file in files}) != len(files):
         raise MotionPromptError("a file is listed twice")
-    script = _fields(fields.pop("script"), "script", text=["seed", "output"], lists=["files", "shims"])
+    script = _fields(fields.pop("script"), "script", optional=["seed", "output"], lists=["files", "shims"])
     script.update(files=tuple(script["files"]), shims=tuple(script["shims"]))
     return Manifest(**fields, script=Script(**script), files=files)
 
@@ -150,13 +151,18 @@ def _edit(tree: Any) -> Edit:
 
 
 def _fields(
-    tree: Any, what: str, text: Sequence[str], lists: Sequence[str] = (), mappings: Sequence[str] = ()
+    tree: Any,
+    what: str,
+    text: Sequence[str] = (),
+    optional: Sequence[str] = (),
+    lists: Sequence[str] = (),
+    mappings: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """`tree` as a dictionary with exactly these keys, holding strings, non-empty lists and mappings."""
-    keys = [*text, *lists, *mappings]
+    """`tree` as a dictionary with exactly these keys: strings, strings or null, non-empty lists, mappings."""
+    keys = [*text, *optional, *lists, *mappings]
     if not isinstance(tree, Mapping) or set(tree) != set(keys):
         raise MotionPromptError(f"{what} must have the keys {', '.join(keys)} and no others")
-    for key in text:
+    for key in [*text, *(key for key in optional if tree[key] is not None)]:
         if not isinstance(tree[key], str) or not tree[key]:
             raise MotionPromptError(f"{key} of {what} must be text")
     for key in lists:

@@ -22,6 +22,7 @@ CASES = {
     "videocrafter2": "mp_hooks.testing.videocrafter:VideoCrafterCase",
     "dynamicrafter": "mp_hooks.testing.dynamicrafter:DynamiCrafterCase",
     "lavie": "mp_hooks.testing.lavie:LaVieCase",
+    "animatediff": "mp_hooks.testing.animatediff:AnimateDiffCase",
     "diffusers-animatediff": "mp_hooks.testing.diffusers:AnimateDiffCase",
     "diffusers-text-to-video-sd": "mp_hooks.testing.diffusers:TextToVideoSDCase",
     "diffusers-cogvideox": "mp_hooks.testing.diffusers:CogVideoXCase",

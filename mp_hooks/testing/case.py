@@ -24,13 +24,20 @@ from mp_hooks.guidance import MotionPromptConfig
 class Command:
     """A host's own command on tiny random weights, in four steps; --motionprompt and --mp-* options may follow.
 
-    script, options: its words. folder: where it is run. output: where its videos go, with motionprompt/ beside them.
+    script, options: its words. folder: where it is run. output: where its videos go, with motionprompt/ beside them,
+    or a folder a run where `dated`.
     """
 
     script: list[str]
     options: list[str]
     folder: Path
     output: Path
+    dated: bool = False
+
+    @property
+    def results(self) -> Path:
+        """Where the last run put its videos."""
+        return max(self.output.iterdir(), key=lambda run: run.stat().st_mtime) if self.dated else self.output
 
 
 class MissingPackage(MotionPromptError):

@@ -68,7 +68,7 @@ def check_up(name: str, folder: Path, repo: Path | None = None, device: str | No
     command = tiny(name, checkout).command(folder / "tiny")
     plain = run(command, ["--mp-device", device])
     guided = run(command, ["--mp-device", device, *GUIDANCE])
-    trace = read_trace(command.output / "motionprompt" / "trace.jsonl")
+    trace = read_trace(command.results / "motionprompt" / "trace.jsonl")
     iterations = [record for record in trace if record["event"] == "iteration"]
     updated = [one for record in iterations for one in record["updated"]]
     return Checkup(
@@ -119,7 +119,7 @@ def run(command: Command, arguments: Sequence[str]) -> Outcome:
         last = next((line.strip() for line in reversed(said) if line.strip()), "nothing was said")
         raise MotionPromptError(f"it does not run here (exit code {process.returncode}): {last}")
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is bytes on macOS, KiB on Linux
-    return Outcome(time.perf_counter() - began, usage.ru_maxrss * unit, len(find_videos(command.output)))
+    return Outcome(time.perf_counter() - began, usage.ru_maxrss * unit, len(find_videos(command.results)))
 
 
 def environment() -> dict[str, str]:

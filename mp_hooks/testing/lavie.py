@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mp_hooks.backbones.lavie import LATENT_SCALE
+from mp_hooks.backbones.diffusers.inflated import LATENT_SCALE
 from mp_hooks.compat import shims, swapped
 from mp_hooks.mini.model import build_tokenizer, write_tokenizer
 from mp_hooks.patching import manifest

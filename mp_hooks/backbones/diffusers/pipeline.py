@@ -61,6 +61,10 @@ class DiffusersPipeline(Adapter):
         """Text rows [b, l, d] as the denoiser's arguments."""
         return {"encoder_hidden_states": rows}
 
+    def branch_arguments(self, step: Step, rows: Tensor) -> dict[str, Any]:
+        """What of the denoiser's arguments belongs to one branch: its text rows [b, l, d]."""
+        return self.text_arguments(rows.to(step.latents.dtype), step.latents.shape[2])
+
     def clip_frames(self, latents: Tensor) -> int:
         """Frames of the clip that latents [b, c, t, h, w] decode to."""
         return (latents.shape[2] - 1) * self.host.vae_scale_factor_temporal + 1
@@ -145,7 +149,7 @@ class DiffusersPipeline(Adapter):
         """The denoiser on one branch: its text rows [b, l, d] -> its output [b, c, t, h, w]."""
         call = inspect.BoundArguments(step.call.arguments.signature, step.call.arguments.arguments.copy())
         call.arguments[self.latents_argument] = self.pack(step.latents)
-        call.arguments.update(self.text_arguments(rows.to(step.latents.dtype), step.latents.shape[2]))
+        call.arguments.update(self.branch_arguments(step, rows))
         timestep = torch.as_tensor(call.arguments["timestep"])
         if timestep.ndim:  # one a sample of both branches
             call.arguments["timestep"] = timestep[: len(step.latents)]
