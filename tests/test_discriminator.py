@@ -13,8 +13,9 @@ from torch import Tensor
 from mp_hooks.cli.main import main
 from mp_hooks.discriminator import DiscriminatorConfig, FlowDiscriminator, default_discriminator
 from mp_hooks.discriminator.data import Clip, ClipFacts, FlowData, find_clips, split_by_video, splits_by_source
-from mp_hooks.discriminator.evaluation import auc
-from mp_hooks.discriminator.train import Training, TrainingConfig, fit, flip
+from mp_hooks.discriminator.evaluation import Gain, auc, calibrate, gain, usefulness
+from mp_hooks.discriminator.evaluation import judge as judge_logits
+from mp_hooks.discriminator.train import Training, TrainingConfig, fit, flip, turn_and_zoom
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.flow import load_flow, warp
 from mp_hooks.video import write_video
@@ -140,6 +141,23 @@ def test_mirrored_fields_are_those_of_mirrored_videos() -> None:
     assert mirrored == expected
 
 
+def test_turned_and_enlarged_fields_are_those_of_turned_and_enlarged_videos() -> None:
+    """Rotation about the middle and growth from it look the same however the video is turned or enlarged; a shift
+    grows with the picture and turns with it."""
+    torch.manual_seed(0)
+    axis = torch.arange(32) - 15.5
+    x, y = torch.meshgrid(axis, axis, indexing="xy")
+    inner = (..., slice(4, -4), slice(4, -4))
+    for field in (torch.stack([-y, x]), torch.stack([x, y])):
+        moved = turn_and_zoom(field.expand(16, 2, 32, 32), degrees=40, zoom=1.5)
+        torch.testing.assert_close(moved[inner], field.expand_as(moved)[inner], atol=0.02, rtol=0.02)
+    shift = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).expand(64, 2, 8, 8)
+    lengths = turn_and_zoom(shift, degrees=0, zoom=1.5).norm(dim=1)
+    assert 1 <= lengths.min() < 1.1 < 1.4 < lengths.max() <= 1.5
+    angles = torch.atan2(*turn_and_zoom(shift, degrees=30, zoom=1)[:, :, 0, 0].flip(1).unbind(1)).rad2deg()
+    assert -30 <= angles.min() < -20 < 20 < angles.max() <= 30
+
+
 def test_flow_of_mirrored_frames_is_the_mirrored_flow() -> None:
     """The sign that `flip` changes is the one the estimator's flow has."""
     noise = torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -149,6 +167,45 @@ def test_flow_of_mirrored_frames_is_the_mirrored_flow() -> None:
     straight, mirrored = estimator(first, second), estimator(first.flip(3), second.flip(3))
     inner = slice(12, -12)
     assert straight[:, 0, inner, inner].mean() == pytest.approx(-float(mirrored[:, 0, inner, inner].mean()), rel=0.05)
+
+
+def sure_data() -> tuple[FlowData, FlowDiscriminator]:
+    """96 fields and a judge that is right about three in four, and far too sure of all."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    judge = FlowDiscriminator(TINY).eval().requires_grad_(False)
+    flow = torch.cat([field(32, turns) for turns in torch.linspace(0.5, 3, 96).tolist()])
+    flow = (flow + 0.3 * torch.randn(flow.shape, generator=generator)).half()
+    logits = judge_logits(judge, flow)
+    judge.head[-1].bias -= logits.median()
+    judge.head[-1].weight *= 30 / logits.std()
+    judge.head[-1].bias *= 30 / logits.std()
+    order = logits.argsort(descending=True)  # the first half becomes the real clips', but for every fourth
+    order[:48:4], order[48::4] = order[48::4].clone(), order[:48:4].clone()
+    return FlowData(
+        flow[order], torch.arange(24).repeat_interleave(4), clips(), [ClipFacts(8, 32, 32, 0.125, 1)] * 24
+    ), judge
+
+
+def test_calibration_brings_the_gradient_back_and_keeps_the_order() -> None:
+    data, judge = sure_data()
+    before, logits = usefulness(judge, data), judge_logits(judge, data.flow)
+    temperature = calibrate(judge, data)
+    assert temperature > 2
+    torch.testing.assert_close(judge_logits(judge, data.flow), logits / temperature, rtol=1e-3, atol=1e-3)
+    after = usefulness(judge, data)
+    assert after.phi_05 > before.phi_05
+    assert after.gradient > before.gradient
+
+
+def test_gain_is_over_the_floor_on_the_same_clips() -> None:
+    data, _ = sure_data()
+    truth = data.real + 0.01 * torch.arange(96)
+    assert gain([(truth, truth, data)]) == Gain(0, 0, 0)
+    blind = torch.zeros(96)
+    found = gain([(truth, blind, data), (blind, blind, data)])
+    assert found.mean == pytest.approx((auc(truth, data.real) - 0.5) / 2)
+    assert found.low <= found.mean <= found.high
 
 
 def test_auc_is_the_share_of_pairs_in_order() -> None:
@@ -265,6 +322,90 @@ def test_an_interrupted_training_ends_where_an_unbroken_one_does(
         torch.testing.assert_close(resumed.state_dict()[name], value, msg=name)
 
 
+def test_early_stopping_returns_the_best_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Epochs are judged by a part of the training clips, and the held-out ones are never looked at."""
+    areas = iter([0.6, 0.8, 0.7, 0.7, 0.9])
+    fields, states = [], []
+
+    def watched(model: FlowDiscriminator, flow: Tensor) -> Tensor:
+        fields.append(len(flow))
+        states.append({name: value.clone() for name, value in model.state_dict().items()})
+        return judge_logits(model, flow)
+
+    monkeypatch.setattr("mp_hooks.discriminator.train.judge", watched)
+    monkeypatch.setattr("mp_hooks.discriminator.train.auc", lambda *_: next(areas))
+    data, _ = sure_data()
+    train, held_out = split_by_video(data.clips)
+    model = fit(data, train, held_out, TINY, TrainingConfig(epochs=9, batch=32, patience=2))
+    assert len(states) == 4, "two epochs after the best"
+    assert fields[0] == 4 * len(split_by_video([data.clips[i] for i in train])[1])
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, states[1][name]), name
+
+
+def test_judges_of_every_source_are_tested_on_every_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(10):
+        make_video(tmp_path / "real" / f"{number}.mp4", jitter=False, seed=number)
+    for source in ("a", "b"):
+        for number in range(5):
+            make_video(tmp_path / "fake" / source / f"{number}.mp4", jitter=True, seed=100 + number)
+    folders = ["--real", str(tmp_path / "real"), "--fake", str(tmp_path / "fake"), "--out", str(tmp_path / "out")]
+    sizes = ["--flow-size", "64", "--image-size", "32", "--pairs", "4", "--epochs", "4"]
+    assert main(["discriminator", "cross", *folders, *sizes]) == 0
+    assert (tmp_path / "out/cross.md").read_text() in capsys.readouterr().out
+    table = json.loads((tmp_path / "out/cross.json").read_text())["judge"]
+    assert {(row, column): table[row][column]["clips"] for row in "ab" for column in "ab"} == {
+        ("a", "a"): 3,
+        ("a", "b"): 7,
+        ("b", "a"): 7,
+        ("b", "b"): 3,
+    }  # two real ones held out, and one of the source itself or all five of another
+    assert table["a"]["b"]["auc"] > 0.9
+    assert "<svg" in (tmp_path / "out/cross.svg").read_text()
+
+
+def test_preference_among_pairs_counts_wins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = ["path\tmodel_or_source\tpair_id\tpair_role"]
+    for number in range(3):
+        for role in ("baseline", "ours"):
+            make_video(tmp_path / f"fake/{number}-{role}.mp4", jitter=role == "baseline", seed=number)
+            rows.append(f"fake/{number}-{role}.mp4\tmodel\t{number}\t{role}")
+    make_video(tmp_path / "fake/alone.mp4", jitter=True, seed=9)
+    (tmp_path / "INDEX.tsv").write_text("\n".join(rows) + "\n")
+    command = ["discriminator", "pairs", "default", "--videos", str(tmp_path / "fake"), "--pairs", "4"]
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any("smoother flow" in line and "3 of 3: 1.00 [0.44, 1.00]" in line for line in lines)
+    assert any(line.startswith("model, judge") for line in lines)
+    (tmp_path / "INDEX.tsv").unlink()
+    assert main(command) == 2
+    assert "pair_id" in capsys.readouterr().err
+
+
+def test_a_name_that_is_no_folder_is_taken_from_the_hub(
+    judge: FlowDiscriminator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    judge.save_pretrained(tmp_path)
+    asked = []
+
+    def given(name: str, allow_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr(hub, "snapshot_download", given)
+    assert FlowDiscriminator.from_pretrained("someone/judge").config == judge.config
+    assert asked == [("someone/judge", ["config.json", "model.safetensors"])], "no code, no pickle"
+
+    def missing(name: str, allow_patterns: list[str]) -> str:
+        raise OSError("404\nnot found")
+
+    monkeypatch.setattr(hub, "snapshot_download", missing)
+    with pytest.raises(MotionPromptError) as caught:
+        FlowDiscriminator.from_pretrained("someone/judge")
+    assert "\n" not in str(caught.value)
+
+
 def test_confounds_are_tabled_before_and_after(
     videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -316,7 +457,11 @@ def test_index_gives_sources_groups_and_leaves_gif_twins_out(tmp_path: Path) -> 
         path = tmp_path / row.split("\t")[0]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    found = {Path(clip.path).name: clip for clip in find_clips(tmp_path / "real", tmp_path / "fake")}
+    found = {
+        Path(clip.path).name: clip
+        for folder in ("real", "fake")
+        for clip in find_clips(tmp_path / folder, folder == "real")
+    }
     assert set(found) == {"1.mp4", "2.mp4", "3.mp4", "4.mp4"}
     assert found["1.mp4"].group == found["2.mp4"].group != found["3.mp4"].group
     assert found["3.mp4"].source == "modelB"

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mp_hooks.discriminator import FlowDiscriminator
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
-    """Add `discriminator train | eval | confounds` to the command line."""
+    """Add `discriminator train | eval | confounds | cross | pairs` to the command line."""
     parser = subparsers.add_parser("discriminator", help="train and evaluate judges of optical flow")
     commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
-    train = commands.add_parser("train", help="train a judge from two folders of videos")
+    train = commands.add_parser("train", help="train a judge from two folders of videos or of their flow")
     _add_videos(train)
     train.add_argument("--out", type=Path, required=True, help="folder for the judge, its card, report and checkpoints")
     train.add_argument("--resume", action="store_true", help="continue the run in --out")
@@ -21,7 +27,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     train.set_defaults(run=_train)
 
     evaluate = commands.add_parser("eval", help="accuracy and AUC of a judge on two folders of videos")
-    evaluate.add_argument("model", type=Path, metavar="MODEL", help="folder of the judge, or 'default'")
+    evaluate.add_argument(
+        "model", type=Path, metavar="MODEL", help="folder of the judge, OWNER/NAME on the hub, or 'default'"
+    )
     _add_videos(evaluate)
     _add_flow(evaluate)
     evaluate.set_defaults(run=_evaluate)
@@ -32,10 +40,31 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     _add_training(confounds)
     confounds.set_defaults(run=_confounds)
 
+    cross = commands.add_parser("cross", help="judges trained on each generated source, tested on every other")
+    _add_videos(cross)
+    cross.add_argument("--out", type=Path, required=True, help="folder for the table, its drawing and the flow")
+    _add_training(cross)
+    cross.set_defaults(run=_cross)
+
+    pairs = commands.add_parser("pairs", help="how often a judge prefers a published result over its baseline")
+    pairs.add_argument(
+        "model", type=Path, metavar="MODEL", help="folder of the judge, OWNER/NAME on the hub, or 'default'"
+    )
+    pairs.add_argument(
+        "--videos", type=Path, required=True, metavar="DIR", help="videos with pairs in INDEX.tsv, or their flow"
+    )
+    _add_exclude(pairs)
+    _add_flow(pairs)
+    pairs.set_defaults(run=_pairs)
+
 
 def _add_videos(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--real", type=Path, required=True, metavar="DIR", help="folder of real videos")
-    parser.add_argument("--fake", type=Path, required=True, metavar="DIR", help="folder of generated videos")
+    parser.add_argument("--real", type=Path, required=True, metavar="DIR", help="real videos, or their flow")
+    parser.add_argument("--fake", type=Path, required=True, metavar="DIR", help="generated videos, or their flow")
+    _add_exclude(parser)
+
+
+def _add_exclude(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exclude",
         action="append",
@@ -61,6 +90,18 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--backbone-weights", type=Path, metavar="FILE", help="local weights of a timm backbone")
     parser.add_argument("--image-size", type=_positive, help="side the ViT sees (default: 64, timm: 224)")
+    parser.add_argument(
+        "--turn", type=float, default=0.0, metavar="DEGREES", help="turn fields by up to this (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--zoom", type=float, default=1.0, metavar="FACTOR", help="enlarge fields by up to this (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--patience", type=_positive, metavar="EPOCHS", help="stop early, by the AUC on a fifth of the training clips"
+    )
+    parser.add_argument(
+        "--precision", default="32-true", choices=["32-true", "bf16-mixed", "16-mixed"], help="default: %(default)s"
+    )
     parser.add_argument(
         "--normalise", default="magnitude", help="flow scaling: magnitude or fixed (default: %(default)s)"
     )
@@ -90,7 +131,14 @@ def _configurations(args: argparse.Namespace) -> dict:
     return {
         "config": config,
         "settings": settings,
-        "training": TrainingConfig(epochs=args.epochs, seed=args.seed),
+        "training": TrainingConfig(
+            epochs=args.epochs,
+            turn=args.turn,
+            zoom=args.zoom,
+            patience=args.patience,
+            precision=args.precision,
+            seed=args.seed,
+        ),
         "exclude": args.exclude,
         "flow_weights": args.flow_weights,
         "pretrained": args.backbone_weights or args.backbone != "small",
@@ -98,38 +146,77 @@ def _configurations(args: argparse.Namespace) -> dict:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from mp_hooks.discriminator.evaluation import Score, Usefulness
+    from mp_hooks.discriminator.evaluation import Gain, Score, Usefulness
     from mp_hooks.discriminator.train import train
 
     report = train(
         args.real, args.fake, args.out, **_configurations(args), by_source=args.by_source, resume=args.resume
     )
+    if int(os.environ.get("RANK", 0)):  # one process speaks
+        return 0
     print(f"held out by video: {Score(**report['by_video'])}")
     print(f"regression on mean flow and total variation: {Score(**report['by_video_floor'])}")
     print(f"regression on their ratio: {Score(**report['by_video_scale_free_floor'])}")
+    print(f"held out by video: {Gain(**report['gain_by_video'])}")
     for name, score in report.get("by_source", {}).items():
         print(f"{name} left out: {Score(**score)}")
         print(f"{name} left out, regression: {Score(**report['by_source_floor'][name])}")
-    print(Usefulness(**report["usefulness"]))
+    if args.by_source:
+        print(f"held out by source, mean: {Gain(**report['gain_by_source'])}")
+    print(f"before calibration, {Usefulness(**report['uncalibrated'])}")
+    print(f"at temperature {report['temperature']:.2f}, {Usefulness(**report['usefulness'])}")
     print(f"judge and model card in {args.out}")
     return 0
 
 
-def _evaluate(args: argparse.Namespace) -> int:
+def _load(model: Path) -> FlowDiscriminator:
     from mp_hooks.discriminator import FlowDiscriminator, default_discriminator
-    from mp_hooks.discriminator.data import extract_flow, find_clips, settings_of
-    from mp_hooks.discriminator.evaluation import judge, right_by, score, usefulness
-    from mp_hooks.flow import load_flow
 
-    model = FlowDiscriminator.from_pretrained(default_discriminator() if str(args.model) == "default" else args.model)
-    clips = find_clips(args.real, args.fake, args.exclude)
+    return FlowDiscriminator.from_pretrained(default_discriminator() if str(model) == "default" else model)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from mp_hooks.discriminator.data import settings_of
+    from mp_hooks.discriminator.evaluation import judge, right_by, score, usefulness
+    from mp_hooks.discriminator.shards import gather
+
+    model = _load(args.model)
     settings = replace(settings_of(model.config), pairs_per_clip=args.pairs, seed=args.seed)
-    data = extract_flow(clips, load_flow(model.config.flow, args.flow_weights), settings)
+    with TemporaryDirectory() as cache:
+        data = gather(args.real, args.fake, Path(cache), model.config.flow, settings, args.exclude, args.flow_weights)
     logits = judge(model, data.flow)
     print(score(logits, data))
     for name, share in right_by([clip.source for clip in data.clips], logits, data).items():
         print(f"  {name}: {share:.3f} of the fields judged right")
     print(usefulness(model, data))
+    return 0
+
+
+def _cross(args: argparse.Namespace) -> int:
+    from mp_hooks.discriminator.cross import cross_generators
+    from mp_hooks.discriminator.shards import gather
+
+    given = _configurations(args)
+    cache = args.out / "flow"
+    data = gather(args.real, args.fake, cache, args.flow, given["settings"], args.exclude, args.flow_weights)
+    table = cross_generators(data, given["config"], given["training"])
+    print(table)
+    table.save(args.out)
+    return 0
+
+
+def _pairs(args: argparse.Namespace) -> int:
+    from mp_hooks.discriminator.data import settings_of
+    from mp_hooks.discriminator.pairs import preferences
+    from mp_hooks.discriminator.shards import flow_of
+
+    model = _load(args.model)
+    settings = replace(settings_of(model.config), pairs_per_clip=args.pairs, seed=args.seed)
+    with TemporaryDirectory() as cache:
+        data = flow_of(args.videos, False, Path(cache), model.config.flow, settings, args.exclude, args.flow_weights)
+    for source, measures in preferences(model, data).items():
+        for name, preference in measures.items():
+            print(f"{source}, {name}: the result over its baseline in {preference}")
     return 0
 
 

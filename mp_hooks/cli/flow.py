@@ -1,4 +1,4 @@
-"""`motionprompt flow`: measure the estimators on known motion, and draw flow."""
+"""`motionprompt flow`: measure the estimators on known motion, draw flow, and extract it for training judges."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
-    """Add `flow bench | draw` to the command line."""
-    parser = subparsers.add_parser("flow", help="measure and draw optical flow")
+    """Add `flow bench | draw | extract` to the command line."""
+    parser = subparsers.add_parser("flow", help="measure, draw and extract optical flow")
     commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     bench = commands.add_parser("bench", help="end-point error and time on known warps of real frames")
@@ -26,6 +26,21 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     draw.add_argument("--flow", default="pyramid", metavar="NAME", help="flow estimator (default: %(default)s)")
     draw.add_argument("--flow-weights", type=Path, metavar="FILE", help="weights of the flow estimator")
     draw.set_defaults(run=_draw)
+
+    extract = commands.add_parser("extract", help="flow of many videos as WebDataset shards, for training judges")
+    extract.add_argument("--videos", type=Path, required=True, metavar="DIR|LIST", help="a folder, or a file of paths")
+    extract.add_argument("--out", type=Path, required=True, metavar="SHARDS", help="a run there is continued")
+    extract.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="leave out (repeatable)")
+    extract.add_argument("--flow", default="pyramid", metavar="NAME", help="flow estimator (default: %(default)s)")
+    extract.add_argument("--flow-weights", type=Path, metavar="FILE", help="weights of the flow estimator")
+    extract.add_argument("--flow-size", type=int, default=128, help="side of the frames (default: %(default)s)")
+    extract.add_argument("--stored-size", type=int, default=64, help="side of the fields kept (default: %(default)s)")
+    extract.add_argument("--frame-rate", type=float, default=8.0, help="frames a second used (default: %(default)s)")
+    extract.add_argument("--max-interval", type=int, default=3, help="pairs lie 1 to this apart (default: %(default)s)")
+    extract.add_argument("--pairs", type=int, default=16, help="frame pairs a clip (default: %(default)s)")
+    extract.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    extract.add_argument("--device", help="default: this process's GPU, or the CPU")
+    extract.set_defaults(run=_extract)
 
 
 def _bench(args: argparse.Namespace) -> int:
@@ -68,4 +83,30 @@ def _draw(args: argparse.Namespace) -> int:
         flow = torch.cat([estimator(video[i : i + 1], video[i + 1 : i + 2]) for i in range(len(video) - 1)])
     write_video(args.out, torch.cat([frames[:-1], draw_flow(flow)], dim=3), video_info(args.video).fps)
     print(args.out)
+    return 0
+
+
+def _extract(args: argparse.Namespace) -> int:
+    import os
+
+    import torch
+
+    from mp_hooks.discriminator.data import FlowSettings
+    from mp_hooks.discriminator.shards import extract
+    from mp_hooks.flow import load_flow
+
+    device = args.device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
+    settings = FlowSettings(
+        flow_size=args.flow_size,
+        stored_size=args.stored_size,
+        frame_rate=args.frame_rate,
+        max_interval=args.max_interval,
+        pairs_per_clip=args.pairs,
+        seed=args.seed,
+    )
+    estimator = load_flow(args.flow, args.flow_weights, device)
+    done = extract(args.videos, args.out, estimator, settings, args.exclude, device)
+    print(done)
+    if done.skipped:
+        print(f"{len(done.skipped)} videos left out, named in {args.out}/flow-*.skipped.txt")
     return 0

@@ -14,16 +14,14 @@ from tqdm import tqdm
 from mp_hooks.discriminator.data import (
     FlowData,
     FlowSettings,
-    cached_flow,
-    find_clips,
     split_by_video,
     splits_by_source,
 )
 from mp_hooks.discriminator.evaluation import auc, judge, score, trivial_floor, trivial_statistics
 from mp_hooks.discriminator.model import NORMALISATIONS, DiscriminatorConfig
+from mp_hooks.discriminator.shards import gather
 from mp_hooks.discriminator.train import TrainingConfig, fit
 from mp_hooks.files import replacing
-from mp_hooks.flow import load_flow
 
 STATES = {"native": False, "equalised": True}
 SINGLE = "single confound, AUC over clips"
@@ -51,15 +49,14 @@ def measure_confounds(
     Raises MotionPromptError for folders that cannot be used.
     """
     out = Path(out)
-    clips = find_clips(real, fake, exclude)
-    estimator = load_flow(config.flow, flow_weights)
     tables: dict[str, dict[str, dict[str, str]]] = {SINGLE: {}, JUDGES: {}, STRATA: {}}
 
     def enter(table: str, row: str, column: str, value: str) -> None:
         tables[table].setdefault(row, {})[column] = value
 
     for state, equalise in STATES.items():
-        data = cached_flow(out / f"flow-{state}.safetensors", clips, estimator, replace(settings, equalise=equalise))
+        state_settings = replace(settings, equalise=equalise)
+        data = gather(real, fake, out / f"flow-{state}", config.flow, state_settings, exclude, flow_weights)
         for name, values in _per_clip(data, equalise).items():
             enter(SINGLE, name, state, f"{_separation(values, data):.3f}")
         train_clips, held_out_clips = split_by_video(data.clips, training.seed)

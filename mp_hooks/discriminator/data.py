@@ -7,24 +7,19 @@ look at the motion; `FlowSettings.equalise` removes them, and switching it off s
 from __future__ import annotations
 
 import csv
-import json
 import re
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from mp_hooks.discriminator.model import DiscriminatorConfig, centre_square, resize_flow
 from mp_hooks.errors import MotionPromptError
-from mp_hooks.files import replacing
 from mp_hooks.flow import FlowEstimator
 from mp_hooks.video import find_videos, read_frames, video_info
 
@@ -38,12 +33,14 @@ SPLIT_FOLDS = 5  # held out by video: one fold of five
 class Clip:
     """One video and where it came from."""
 
-    path: str
+    path: str  # below the folder it was found in
     real: bool
     source: str  # family of the model or collection: VideoCrafter 1 and 2 are one
     group: str  # clips of one group (same prompt, pair or twin) never part in a split
     container: str  # format of the original: mp4, gif, ...
     licence: str = "not stated"
+    pair: str = ""  # two clips of one pair show the same prompt and seed in different roles
+    role: str = ""  # "baseline" or what was done to it
 
 
 @dataclass(frozen=True)
@@ -100,71 +97,70 @@ class FlowData:
         return FlowData(self.flow[keep], self.clip[keep], self.clips, self.facts)
 
 
-def find_clips(real: str | Path, fake: str | Path, exclude: Sequence[str] = ()) -> list[Clip]:
-    """The clips below two folders, less those whose path below the folder, or a part of it, matches a glob.
+def find_clips(videos: str | Path, real: bool, exclude: Sequence[str] = ()) -> list[Clip]:
+    """The clips below a folder, or in a list of them, less those whose path, or a part of it, matches a glob.
 
-    An INDEX.tsv in the folder or up to two above it (columns path, model_or_source; where present prompt, pair_id,
-    format_twin, src_format, licence) gives sources and groups; without one, the first subfolder is the source. Of two
-    format twins the gif is left out. Raises MotionPromptError for a missing or empty folder.
+    A list is a text file with a path a line, relative to its own folder. An INDEX.tsv in the folder or up to two above
+    it (columns path, model_or_source; where present prompt, pair_id, pair_role, format_twin, src_format, licence) gives
+    sources and groups; without one, the first subfolder is the source. Of two format twins the gif is left out. Raises
+    MotionPromptError for a folder or list that is missing or empty.
     """
-    return _clips_of(Path(real), True, exclude) + _clips_of(Path(fake), False, exclude)
-
-
-def extract_flow(clips: Sequence[Clip], estimator: FlowEstimator, settings: FlowSettings) -> FlowData:
-    """Flow of random frame pairs of every clip, up to `settings.pairs_per_clip` each.
-
-    Pairs lie 1..max_interval steps apart, a step being one frame at about `frame_rate` frames a second.
-    Unreadable clips and those without motion are left out and named. Raises MotionPromptError when no real
-    or no generated clip is left.
-    """
-    flows, owners, kept, facts, skipped = [], [], [], [], []
-    for clip in tqdm(clips, desc=f"flow ({estimator.name})", unit="clip"):
-        try:
-            frames, fact = _prepared_frames(clip, settings)
-            pairs = _moving_pairs(frames, clip, settings)
-        except MotionPromptError as error:
-            skipped.append(str(error))
+    videos = Path(videos)
+    folder = folder_of(videos)
+    index = _read_index(folder)
+    rows: dict[str, dict[str, str]] = {}
+    for path in find_videos(videos) if videos.is_dir() else _listed(videos):
+        inside = path.relative_to(folder) if path.is_relative_to(folder) else path
+        names = [str(inside), *inside.parts]
+        if any(fnmatch(name, pattern) for name in names for pattern in exclude):
             continue
-        if not len(pairs):
-            skipped.append(f"{clip.path}: no two frames differ")
-            continue
-        first, second = frames[pairs].unbind(1)
-        with torch.no_grad():
-            flow = resize_flow(estimator(first / 127.5 - 1, second / 127.5 - 1), settings.stored_size)
-        flows.append(flow.half())
-        owners.append(torch.full((len(flow),), len(kept)))
-        kept.append(clip)
-        facts.append(fact)
-    for line in skipped:
-        tqdm.write(f"left out: {line}")
-    for real, name in ((True, "real"), (False, "generated")):
-        if not any(clip.real == real for clip in kept):
-            raise MotionPromptError(f"no {name} video could be used ({skipped[0] if skipped else 'none was given'})")
-    return FlowData(torch.cat(flows), torch.cat(owners), kept, facts)
-
-
-def cached_flow(path: Path, clips: Sequence[Clip], estimator: FlowEstimator, settings: FlowSettings) -> FlowData:
-    """`extract_flow`, kept in a safetensors file that a second run with the same clips and settings reads."""
-    key = json.dumps([estimator.name, asdict(settings), [asdict(clip) for clip in clips]])
-    if path.is_file():
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                if header.get("key") == key:
-                    kept = [Clip(**values) for values in json.loads(header["clips"])]
-                    facts = [ClipFacts(**values) for values in json.loads(header["facts"])]
-                    return FlowData(file.get_tensor("flow"), file.get_tensor("clip"), kept, facts)
-        except SafetensorError as error:
-            raise MotionPromptError(f"{path} is not a flow cache; remove it") from error
-    data = extract_flow(clips, estimator, settings)
-    header = {
-        "key": key,
-        "clips": json.dumps([asdict(clip) for clip in data.clips]),
-        "facts": json.dumps([asdict(fact) for fact in data.facts]),
+        source = inside.parts[0] if len(inside.parts) > 1 else folder.resolve().name
+        unlisted = {"path": str(inside), "model_or_source": source, "src_format": path.suffix[1:].lower()}
+        rows[str(inside)] = index.get(path.resolve(), unlisted)
+    if not rows:
+        raise MotionPromptError(f"every video in {videos} is excluded; check --exclude")
+    listed = {row["path"] for row in rows.values()}
+    rows = {
+        path: row
+        for path, row in rows.items()
+        if not (_container(row) == "gif" and row.get("format_twin") and row["format_twin"] in listed)
     }
-    with replacing(path) as temporary:
-        save_file({"flow": data.flow, "clip": data.clip}, temporary, metadata=header)
-    return data
+    return [
+        Clip(
+            path,
+            real,
+            _family(row["model_or_source"]),
+            group,
+            _container(row),
+            row.get("licence") or "not stated",
+            row.get("pair_id") or "",
+            row.get("pair_role") or "",
+        )
+        for (path, row), group in zip(rows.items(), _groups(rows.values()), strict=True)
+    ]
+
+
+def folder_of(videos: Path) -> Path:
+    """What the paths of `find_clips` are relative to: the folder itself, or that of the list."""
+    return videos.parent if videos.is_file() else videos
+
+
+def clip_flow(
+    path: Path, estimator: FlowEstimator, settings: FlowSettings, device: str | torch.device = "cpu"
+) -> tuple[Tensor, list[tuple[int, int]], ClipFacts]:
+    """Flow [n, 2, s, s] (float16) of up to `settings.pairs_per_clip` random frame pairs, their frame numbers, facts.
+
+    Pairs lie 1..max_interval steps apart, a step being one frame at about `frame_rate` frames a second. Raises
+    MotionPromptError for a clip that cannot be read or shows no motion.
+    """
+    frames, stride, facts = _prepared_frames(path, settings)
+    pairs = _moving_pairs(frames, path, settings)
+    if not len(pairs):
+        raise MotionPromptError(f"{path} has no two frames that differ; leave it out")
+    first, second = (frames[pairs] / 127.5 - 1).to(device).unbind(1)
+    with torch.no_grad():
+        flow = resize_flow(estimator(first, second), settings.stored_size)
+    return flow.half().cpu(), [(i * stride, j * stride) for i, j in pairs.tolist()], facts
 
 
 def split_by_video(clips: Sequence[Clip], seed: int = 0) -> tuple[list[int], list[int]]:
@@ -208,32 +204,18 @@ def splits_by_source(clips: Sequence[Clip]) -> Iterator[tuple[str, list[int], li
         yield source, train, held_out_real + numbers
 
 
-def _clips_of(folder: Path, real: bool, exclude: Sequence[str]) -> list[Clip]:
-    index = _read_index(folder)
-    rows: dict[Path, dict[str, str]] = {}
-    for path in find_videos(folder):
-        inside = path.relative_to(folder)
-        names = [str(inside), *inside.parts]
-        if any(fnmatch(name, pattern) for name in names for pattern in exclude):
-            continue
-        source = inside.parts[0] if len(inside.parts) > 1 else folder.resolve().name
-        unlisted = {"path": str(inside), "model_or_source": source, "src_format": path.suffix[1:].lower()}
-        rows[path] = index.get(path.resolve(), unlisted)
-    if not rows:
-        raise MotionPromptError(f"every video in {folder} is excluded; check --exclude")
-    listed = {row["path"] for row in rows.values()}
-    rows = {
-        path: row
-        for path, row in rows.items()
-        if not (_container(row) == "gif" and row.get("format_twin") and row["format_twin"] in listed)
-    }
-    groups = _groups(rows.values())
-    return [
-        Clip(
-            str(path), real, _family(row["model_or_source"]), group, _container(row), row.get("licence") or "not stated"
-        )
-        for (path, row), group in zip(rows.items(), groups, strict=True)
-    ]
+def _listed(path: Path) -> list[Path]:
+    """The videos a text file names."""
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError as error:
+        raise MotionPromptError(f"no folder or list of videos {path}; check the path") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise MotionPromptError(f"{path} is neither a folder of videos nor a list of them, a path a line") from error
+    videos = [path.parent / line.strip() for line in lines if line.strip()]
+    if not videos:
+        raise MotionPromptError(f"{path} lists no video; write a path a line")
+    return videos
 
 
 def _read_index(folder: Path) -> dict[Path, dict[str, str]]:
@@ -275,11 +257,11 @@ def _groups(rows: Sequence[dict[str, str]]) -> list[str]:
     return [find(row["path"]) for row in rows]
 
 
-def _prepared_frames(clip: Clip, settings: FlowSettings) -> tuple[Tensor, ClipFacts]:
-    """Frames [t, 3, s, s] (float, 0..255) at the common rate, without borders, cropped square."""
-    info = video_info(clip.path)
+def _prepared_frames(path: Path, settings: FlowSettings) -> tuple[Tensor, int, ClipFacts]:
+    """Frames [t, 3, s, s] (float, 0..255) at the common rate, without borders, cropped square; the stride; facts."""
+    info = video_info(path)
     stride = max(1, round(info.fps / settings.frame_rate)) if settings.equalise else 1
-    frames = read_frames(clip.path, range(0, info.frames, stride))
+    frames = read_frames(path, range(0, info.frames, stride))
     if settings.equalise:
         frames = centre_square(_without_borders(frames))
     size = (settings.flow_size, settings.flow_size)
@@ -289,7 +271,7 @@ def _prepared_frames(clip: Clip, settings: FlowSettings) -> tuple[Tensor, ClipFa
         4 * grey[:, 1:-1, 1:-1] - grey[:, :-2, 1:-1] - grey[:, 2:, 1:-1] - grey[:, 1:-1, :-2] - grey[:, 1:-1, 2:]
     )
     sharpness = laplacian.abs().mean().item()
-    return frames, ClipFacts(info.fps, info.height, info.width, stride / info.fps, sharpness)
+    return frames, stride, ClipFacts(info.fps, info.height, info.width, stride / info.fps, sharpness)
 
 
 def _without_borders(frames: Tensor) -> Tensor:
@@ -302,12 +284,12 @@ def _without_borders(frames: Tensor) -> Tensor:
     return frames[:, :, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
-def _moving_pairs(frames: Tensor, clip: Clip, settings: FlowSettings) -> Tensor:
+def _moving_pairs(frames: Tensor, path: Path, settings: FlowSettings) -> Tensor:
     """Frame numbers [n, 2] of random pairs; with `equalise`, pairs without motion are left out."""
     pairs = torch.tensor(
         [(i, i + k) for k in range(1, settings.max_interval + 1) for i in range(len(frames) - k)], dtype=torch.long
     ).view(-1, 2)
-    generator = torch.Generator().manual_seed(settings.seed + zlib.crc32(Path(clip.path).name.encode()))
+    generator = torch.Generator().manual_seed(settings.seed + zlib.crc32(path.name.encode()))
     pairs = pairs[torch.randperm(len(pairs), generator=generator)]
     if settings.equalise:
         first, second = frames[pairs].unbind(1)

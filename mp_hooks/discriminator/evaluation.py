@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from mp_hooks.discriminator.model import FlowDiscriminator
 
 BATCH = 256
 RESAMPLES = 1000
+TEMPERATURES = torch.logspace(-1, 1, 201)
 
 
 @dataclass(frozen=True)
@@ -46,29 +47,22 @@ def auc(scores: Tensor, real: Tensor) -> float:
     return ((below + not_above).double().mean() / (2 * len(negative))).item()
 
 
-def score(logits: Tensor, data: FlowData, seed: int = 0) -> Score:
+def score(logits: Tensor, data: FlowData) -> Score:
     """Judge logits [n] against the truth in `data`.
 
     Intervals are bootstrapped over clips within each class: fields of one clip are not independent.
     """
     real, logits = data.real, logits.float()
-    numbers = data.clip.unique().tolist()
-    members = [(data.clip == number).nonzero().squeeze(1) for number in numbers]
+    members = _members(data)
     clip_logits = torch.stack([logits[m].mean() for m in members])
-    clip_real = torch.tensor([float(data.clips[number].real) for number in numbers])
-    by_class = [(clip_real == label).nonzero().squeeze(1) for label in (1, 0)]
-    if not all(len(clips) for clips in by_class):
-        raise ValueError("a score needs both real and generated clips")
-    generator = torch.Generator().manual_seed(seed)
+    clip_real = torch.stack([real[m[0]] for m in members])
     per_field, per_clip = [], []
-    for _ in range(RESAMPLES):
-        drawn = torch.cat([clips[torch.randint(len(clips), (len(clips),), generator=generator)] for clips in by_class])
+    for drawn in _resamples(clip_real):
         chosen = torch.cat([members[i] for i in drawn])
         per_field.append(auc(logits[chosen], real[chosen]))
         per_clip.append(auc(clip_logits[drawn], clip_real[drawn]))
-    ends = torch.tensor([0.025, 0.975], dtype=torch.double)
-    low, high = torch.tensor(per_field, dtype=torch.double).quantile(ends).tolist()
-    clip_low, clip_high = torch.tensor(per_clip, dtype=torch.double).quantile(ends).tolist()
+    low, high = _interval(per_field)
+    clip_low, clip_high = _interval(per_clip)
     accuracy = sum(((logits[real == label] > 0) == bool(label)).float().mean().item() for label in (0, 1)) / 2
     return Score(
         auc(logits, real),
@@ -81,6 +75,56 @@ def score(logits: Tensor, data: FlowData, seed: int = 0) -> Score:
         len(real),
         len(members),
     )
+
+
+@dataclass(frozen=True)
+class Gain:
+    """By how much the AUC per flow field exceeds the floor's, with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"AUC {self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}] over the floor's"
+
+
+def gain(tests: Sequence[tuple[Tensor, Tensor, FlowData]]) -> Gain:
+    """Mean over held-out sets, each (logits of the judge, logits of the floor, data), of the difference in AUC.
+
+    Both are judged on the same resampled clips, and sets with the same real clips on the same resample of these.
+    """
+    means, resampled = [], []
+    for judged, floor, data in tests:
+        real, members = data.real, _members(data)
+        means.append(auc(judged, real) - auc(floor, real))
+        differences = []
+        for drawn in _resamples(torch.stack([real[m[0]] for m in members])):
+            chosen = torch.cat([members[i] for i in drawn])
+            differences.append(auc(judged[chosen], real[chosen]) - auc(floor[chosen], real[chosen]))
+        resampled.append(differences)
+    return Gain(sum(means) / len(means), *_interval([sum(each) / len(each) for each in zip(*resampled, strict=True)]))
+
+
+def _members(data: FlowData) -> list[Tensor]:
+    """The numbers of the fields of each clip that has any."""
+    return [(data.clip == number).nonzero().squeeze(1) for number in data.clip.unique()]
+
+
+def _resamples(clip_real: Tensor) -> Iterator[Tensor]:
+    """Clips drawn with replacement, real ones first, within each class [n]; the same every time it is called."""
+    by_class = [(clip_real == label).nonzero().squeeze(1) for label in (1, 0)]
+    if not all(len(clips) for clips in by_class):
+        raise ValueError("a score needs both real and generated clips")
+    for seed in range(RESAMPLES):
+        generator = torch.Generator().manual_seed(seed)
+        yield torch.cat([clips[torch.randint(len(clips), (len(clips),), generator=generator)] for clips in by_class])
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float]:
+    ends = torch.tensor([0.025, 0.975], dtype=torch.double)
+    low, high = torch.tensor(values, dtype=torch.double).quantile(ends).tolist()
+    return low, high
 
 
 @torch.no_grad()
@@ -165,6 +209,22 @@ def usefulness(model: FlowDiscriminator, data: FlowData) -> Usefulness:
         logits.append(output.detach())
     low, middle, high = torch.cat(logits).sigmoid().quantile(torch.tensor([0.05, 0.5, 0.95])).tolist()
     return Usefulness(low, middle, high, torch.cat(gradients).median().item())
+
+
+def calibrate(model: FlowDiscriminator, data: FlowData) -> float:
+    """Divide the judge's logits by one temperature, that of least cross-entropy on clips it was not trained on.
+
+    Neither the order of fields nor phi = 0.5 moves, so AUC and accuracy on the same clips stay honest; phi comes off
+    0 and 1, where guidance has no gradient. Returns the temperature (Guo et al., ICML 2017).
+    """
+    logits, real = judge(model, data.flow), data.real
+    weight = class_weights(real)
+    losses = torch.stack([F.binary_cross_entropy_with_logits(logits / t, real, weight) for t in TEMPERATURES])
+    temperature = TEMPERATURES[int(losses.argmin())].item()
+    with torch.no_grad():
+        model.head[-1].weight /= temperature
+        model.head[-1].bias /= temperature
+    return temperature
 
 
 def right_by(names: Sequence[str], logits: Tensor, data: FlowData) -> dict[str, float]:

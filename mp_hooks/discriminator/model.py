@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import re
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -26,6 +28,7 @@ WEIGHTS_FILE = "model.safetensors"
 PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"}
 NORMALISATIONS = ["fixed", "magnitude"]
 TIMM = "timm:"
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -81,11 +84,11 @@ class FlowDiscriminator(nn.Module):
         """Logits [b] of phi for flow [b, 2, h, w] in pixels of its own grid; differentiable in flow.
 
         Of a field that is not square the centre square is judged, since training saw squares only.
-        Computes in the parameters' type, whatever autocast says.
+        Computes in the parameters' type, whatever autocast says, except in training.
         """
         if flow.ndim != 4 or flow.shape[1] != 2:
             raise ValueError(f"flow must be [b, 2, h, w], not {list(flow.shape)}")
-        with torch.autocast(flow.device.type, enabled=False):
+        with nullcontext() if self.training else torch.autocast(flow.device.type, enabled=False):
             field = self.prepare(flow.to(self.project.weight.dtype))
             return self.head(self.backbone(self.project(field))).squeeze(1)
 
@@ -114,12 +117,12 @@ class FlowDiscriminator(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> FlowDiscriminator:
-        """Load what `save_pretrained` wrote: eval mode, frozen, float32, on the CPU.
+        """Load what `save_pretrained` wrote, from a folder or a hub's OWNER/NAME: eval mode, frozen, float32, CPU.
 
         Reads safetensors only. Raises MotionPromptError for a missing folder or file, a pickle, a file of
         another kind, and weights that do not fit the configuration.
         """
-        folder = Path(folder)
+        folder = _downloaded(str(folder)) if _is_hub_name(folder) else Path(folder)
         model = cls(_read_config(folder))
         state = _read_weights(folder)
         expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
@@ -195,6 +198,27 @@ def _timm_vit(config: DiscriminatorConfig, pretrained: bool | str | Path) -> tup
             "give a local file with --backbone-weights, or --backbone small"
         ) from error
     return vit, vit.num_features
+
+
+def _is_hub_name(folder: str | Path) -> bool:
+    """OWNER/NAME that is no folder here."""
+    return bool(HUB_NAME.fullmatch(str(folder))) and not Path(folder).exists()
+
+
+def _downloaded(name: str) -> Path:
+    """The folder a judge on the hub was downloaded to: its configuration and safetensors, nothing else."""
+    try:
+        hub = importlib.import_module("huggingface_hub")
+    except ImportError as error:
+        raise MotionPromptError(
+            f"there is no folder {name}, and to take it from the hub needs huggingface_hub: pip install huggingface_hub"
+        ) from error
+    try:
+        return Path(hub.snapshot_download(name, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+    except Exception as error:  # the hub raises many kinds; each means that the judge cannot be had
+        raise MotionPromptError(
+            f"there is no folder {name}, and the hub does not give it ({type(error).__name__}); check the name"
+        ) from error
 
 
 def _read_config(folder: Path) -> DiscriminatorConfig:

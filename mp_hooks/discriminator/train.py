@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import platform
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler, TensorDataset
@@ -26,15 +28,14 @@ from mp_hooks.discriminator.card import write_card
 from mp_hooks.discriminator.data import (
     FlowData,
     FlowSettings,
-    cached_flow,
-    find_clips,
     split_by_video,
     splits_by_source,
 )
 from mp_hooks.discriminator.evaluation import (
-    Score,
     auc,
+    calibrate,
     class_weights,
+    gain,
     judge,
     right_by,
     score,
@@ -42,11 +43,11 @@ from mp_hooks.discriminator.evaluation import (
     usefulness,
 )
 from mp_hooks.discriminator.model import DiscriminatorConfig, FlowDiscriminator
+from mp_hooks.discriminator.shards import gather
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.files import replacing
-from mp_hooks.flow import load_flow
 
-FLOW_FILE, SETTINGS_FILE, REPORT_FILE = "flow.safetensors", "train.json", "report.json"
+FLOW_FOLDER, SETTINGS_FILE, REPORT_FILE = "flow", "train.json", "report.json"
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 WARM_UP = 0.1  # share of the steps over which the learning rate rises
 
@@ -61,6 +62,10 @@ class TrainingConfig:
     weight_decay: float = 0.05
     label_smoothing: float = 0.1  # phi aims at 0.1 and 0.9: a judge that is sure gives guidance no gradient
     noise: float = 0.1  # of a field's RMS, added while training
+    turn: float = 0.0  # fields are turned by up to this many degrees either way
+    zoom: float = 1.0  # and enlarged by up to this factor
+    patience: int | None = None  # epochs without a better AUC on a fifth of the training clips, after which to stop
+    precision: str = "32-true"  # Lightning's name: "bf16-mixed" and "16-mixed" for GPUs
     seed: int = 0
 
 
@@ -77,14 +82,16 @@ class Training(pl.LightningModule):
         self.config = config
         self.examples = TensorDataset(train.flow, train.real, class_weights(train.real))
         self.held_out = held_out
+        self.best: dict = {"auc": -1.0, "epoch": 0, "weights": {}}  # kept when there is patience to respect
 
     def train_dataloader(self) -> DataLoader:
-        return DataLoader(self.examples, self.config.batch, sampler=EpochOrder(self))
+        return DataLoader(self.examples, max(1, self.config.batch // self.trainer.world_size), sampler=EpochOrder(self))
 
     def training_step(self, batch: list[Tensor], _: int) -> Tensor:
-        torch.manual_seed(self.config.seed + self.global_step)
+        torch.manual_seed(self.config.seed + self.global_step * self.trainer.world_size + self.global_rank)
         flow, real, weight = batch
-        logits = self.model(add_noise(flip(flow.float()), self.config.noise))
+        flow = turn_and_zoom(flip(flow.float()), self.config.turn, self.config.zoom)
+        logits = self.model(add_noise(flow, self.config.noise))
         smoothed = real + self.config.label_smoothing * (1 - 2 * real)
         loss = F.binary_cross_entropy_with_logits(logits, smoothed, weight)
         self.log("loss", loss, prog_bar=True)
@@ -92,7 +99,19 @@ class Training(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         logits = judge(self.model, self.held_out.flow.to(self.device)).cpu()
-        self.log("held_out_auc", auc(logits, self.held_out.real), prog_bar=True)
+        area = auc(logits, self.held_out.real)
+        self.log("held_out_auc", area, prog_bar=True)
+        if self.config.patience and area > self.best["auc"]:
+            weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+            self.best = {"auc": area, "epoch": self.current_epoch, "weights": weights}
+        if self.config.patience and self.current_epoch - self.best["epoch"] >= self.config.patience:
+            self.trainer.should_stop = True
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["best"] = self.best
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.best = checkpoint["best"]
 
     def configure_optimizers(self) -> dict:
         optimiser = torch.optim.AdamW(
@@ -107,17 +126,20 @@ class Training(pl.LightningModule):
 
 
 class EpochOrder(Sampler[int]):
-    """A random order of the examples that depends on the seed and the epoch alone."""
+    """A random order of the examples that depends on the seed and the epoch alone; processes take turns at it."""
 
     def __init__(self, training: Training) -> None:
         self.training = training
 
     def __iter__(self) -> Iterator[int]:
+        trainer, count = self.training.trainer, len(self.training.examples)
         generator = torch.Generator().manual_seed(self.training.config.seed + self.training.current_epoch)
-        return iter(torch.randperm(len(self), generator=generator).tolist())
+        order = torch.randperm(count, generator=generator).tolist()
+        order += order[: len(self) * trainer.world_size - count]  # equal shares
+        return iter(order[trainer.global_rank :: trainer.world_size])
 
     def __len__(self) -> int:
-        return len(self.training.examples)
+        return math.ceil(len(self.training.examples) / self.training.trainer.world_size)
 
 
 def flip(flow: Tensor) -> Tensor:
@@ -129,6 +151,21 @@ def flip(flow: Tensor) -> Tensor:
         chosen = torch.rand(len(flow), 1, 1, 1, device=flow.device) < 0.5
         flow = torch.where(chosen, flow.flip(axis) * sign, flow)
     return flow
+
+
+def turn_and_zoom(flow: Tensor, degrees: float, zoom: float) -> Tensor:
+    """Turn each field of [b, 2, h, w] by up to `degrees` either way and enlarge it by 1 to `zoom`, and by what leaves
+    no empty corner; the vectors turn and grow with it, as the motion of the turned and enlarged video does."""
+    if degrees == 0 and zoom == 1:
+        return flow
+    angle = torch.deg2rad((2 * torch.rand(len(flow), device=flow.device) - 1) * degrees)
+    factor = 1 + torch.rand_like(angle) * (zoom - 1)
+    factor = factor * (angle.cos().abs() + angle.sin().abs())
+    turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2)
+    sampled = F.pad(turn.transpose(1, 2) / factor[:, None, None], (0, 1))
+    places = F.affine_grid(sampled, list(flow.shape), align_corners=False)
+    moved = F.grid_sample(flow, places, padding_mode="border", align_corners=False)
+    return torch.einsum("bij,bjhw->bihw", turn * factor[:, None, None], moved)
 
 
 def add_noise(flow: Tensor, amount: float) -> Tensor:
@@ -148,23 +185,34 @@ def fit(
 ) -> FlowDiscriminator:
     """Train on the clips `train` of `data`; returns the judge of the last epoch, in eval mode.
 
-    With a `folder`, each epoch leaves a checkpoint there, from which the next call continues. The held-out clips are
-    only watched: no epoch is chosen by them.
+    With a `folder`, each epoch leaves a checkpoint there, from which the next call continues, and curves for
+    TensorBoard where that is installed. The held-out clips are only watched: no epoch is chosen by them. With
+    `patience`, a fifth of the training clips is watched in their place, and the best epoch by these is returned. Under
+    torchrun all processes train one judge.
     """
+    watched = held_out
+    if training.patience:
+        mine, others = split_by_video([data.clips[i] for i in train], training.seed)
+        train, watched = [train[i] for i in mine], [train[i] for i in others]
     examples = data.of_clips(train)
     with quiet_lightning():
         pl.seed_everything(training.seed, verbose=False)
         config = replace(config, scale=_rms(examples.flow[examples.real == 1]))
-        module = Training(FlowDiscriminator(config, pretrained), training, examples, data.of_clips(held_out))
+        module = Training(FlowDiscriminator(config, pretrained), training, examples, data.of_clips(watched))
         callbacks: list[pl.Callback] = [TQDMProgressBar(leave=folder is not None)]
         if folder is not None:
             path = folder / CHECKPOINT
             callbacks.append(ModelCheckpoint(path.parent, filename=path.stem, enable_version_counter=False))
+        world, here = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
         trainer = pl.Trainer(
             max_epochs=training.epochs,
+            precision=training.precision,
             accelerator="auto",
-            devices=1,
-            logger=False,
+            devices=here,
+            num_nodes=world // here,
+            strategy="ddp" if world > 1 else "auto",
+            use_distributed_sampler=False,  # EpochOrder is one
+            logger=_tensorboard(folder),
             callbacks=callbacks,
             enable_checkpointing=folder is not None,
             enable_model_summary=False,
@@ -172,6 +220,8 @@ def fit(
         )
         checkpoint = folder / CHECKPOINT if folder is not None and (folder / CHECKPOINT).is_file() else None
         trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+    if training.patience:
+        module.model.load_state_dict(module.best["weights"])
     return module.model.cpu().float().eval().requires_grad_(False)
 
 
@@ -189,7 +239,7 @@ def train(
     by_source: bool = False,
     resume: bool = False,
 ) -> dict:
-    """Train a judge from two folders of videos into `out`; returns the report.
+    """Train a judge from two folders of videos, or of their flow, into `out`; returns the report.
 
     Writes config.json and model.safetensors (the judge), README.md (its card), report.json, train.json
     (settings, versions), the flow and the checkpoints. `by_source` also trains once for each generated source
@@ -203,46 +253,61 @@ def train(
         "exclude": list(exclude),
         "pretrained": str(pretrained),
     }
-    _claim(out, run, resume)
-    clips = find_clips(real, fake, exclude)
-    if by_source and not any(splits_by_source(clips)):
+    writes = int(os.environ.get("RANK", 0)) == 0
+    if writes:
+        _claim(out, run, resume)
+    data = gather(real, fake, out / FLOW_FOLDER, config.flow, settings, exclude, flow_weights)
+    if by_source and not any(splits_by_source(data.clips)):
         raise MotionPromptError("a split by source needs two real and two generated sources; leave --by-source out")
-    data = cached_flow(out / FLOW_FILE, clips, load_flow(config.flow, flow_weights), settings)
     train_clips, held_out_clips = split_by_video(data.clips, training.seed)
     model = fit(data, train_clips, held_out_clips, config, training, out, pretrained)
-    model.save_pretrained(out)
-    held_out = data.of_clips(held_out_clips)
-    logits = judge(model, held_out.flow)
+    seen, held_out = data.of_clips(train_clips), data.of_clips(held_out_clips)
+    before = usefulness(model, held_out)
+    temperature = calibrate(model, held_out)
+    logits, floor = judge(model, held_out.flow), trivial_floor(seen, held_out)
     report = {
         "clips": {"train": len(train_clips), "held_out": len(held_out_clips)},
         "by_video": asdict(score(logits, held_out)),
-        "by_video_floor": asdict(score(trivial_floor(data.of_clips(train_clips), held_out), held_out)),
-        "by_video_scale_free_floor": asdict(
-            score(trivial_floor(data.of_clips(train_clips), held_out, scale_free=True), held_out)
-        ),
+        "by_video_floor": asdict(score(floor, held_out)),
+        "by_video_scale_free_floor": asdict(score(trivial_floor(seen, held_out, scale_free=True), held_out)),
+        "gain_by_video": asdict(gain([(logits, floor, held_out)])),
         "right_by_source": right_by([clip.source for clip in data.clips], logits, held_out),
+        "uncalibrated": asdict(before),
+        "temperature": temperature,
         "usefulness": asdict(usefulness(model, held_out)),
     }
     if by_source:
-        report["by_source"], report["by_source_floor"] = {}, {}
-        for name, judged, floor in leave_sources_out(data, config, training, pretrained):
-            report["by_source"][name], report["by_source_floor"][name] = asdict(judged), asdict(floor)
-    with replacing(out / REPORT_FILE) as path:
-        path.write_text(json.dumps(report, indent=2) + "\n")
-    write_card(out, model.config, data, report)
+        tests = dict(leave_sources_out(data, config, training, pretrained))
+        report["by_source"] = {name: asdict(score(judged, unseen)) for name, (judged, _, unseen) in tests.items()}
+        report["by_source_floor"] = {name: asdict(score(floor, unseen)) for name, (_, floor, unseen) in tests.items()}
+        report["gain_by_source"] = asdict(gain(list(tests.values())))
+    if writes:
+        model.save_pretrained(out)
+        with replacing(out / REPORT_FILE) as path:
+            path.write_text(json.dumps(report, indent=2) + "\n")
+        write_card(out, model.config, data, report)
     return report
 
 
 def leave_sources_out(
     data: FlowData, config: DiscriminatorConfig, training: TrainingConfig, pretrained: bool | str | Path = False
-) -> Iterator[tuple[str, Score, Score]]:
-    """(source, score of a judge, score of the trivial floor) for each generated source left out in turn."""
+) -> Iterator[tuple[str, tuple[Tensor, Tensor, FlowData]]]:
+    """(source, (logits of a judge, logits of the trivial floor, data)) for each generated source left out in turn."""
     for name, train_clips, held_out_clips in splits_by_source(data.clips):
         tqdm.write(f"training without {name}")
         model = fit(data, train_clips, held_out_clips, config, training, pretrained=pretrained)
         held_out = data.of_clips(held_out_clips)
-        floor = trivial_floor(data.of_clips(train_clips), held_out)
-        yield name, score(judge(model, held_out.flow), held_out), score(floor, held_out)
+        yield name, (judge(model, held_out.flow), trivial_floor(data.of_clips(train_clips), held_out), held_out)
+
+
+def _tensorboard(folder: Path | None) -> TensorBoardLogger | bool:
+    """A logger into folder/tensorboard, or False where there is no folder or no TensorBoard."""
+    if folder is None:
+        return False
+    try:
+        return TensorBoardLogger(folder, name="tensorboard", version="")
+    except ModuleNotFoundError:
+        return False
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 `python -m mp_hooks.mini.judge --out DIR` writes DIR/real and DIR/sampled; then
 `motionprompt discriminator train --real DIR/real --fake DIR/sampled --flow-size 64 --out DIR/judge`.
+With `--fake-from trace` both are what is predicted of clean clips and samples while there is still noise: what guidance
+shows a judge.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 CHUNK = 8
 SEED = 700_000  # far from the seeds of experiments
+TRACE_STEPS = [8, 11, 14]  # of 25: early in the window of guidance
 
 
 @cache
@@ -99,12 +102,17 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, default=PACKAGED, help="pipeline folder (default: the packaged one)")
     parser.add_argument("--clips", type=int, default=448, help="of each kind (default: %(default)s)")
     parser.add_argument(
-        "--steps", type=int, nargs="*", default=[], help="what is predicted at these steps of 25, not finished clips"
+        "--fake-from",
+        choices=["samples", "trace"],
+        default="samples",
+        help="finished clips, or what is predicted of them at --steps (default: %(default)s)",
     )
+    parser.add_argument("--steps", type=int, nargs="+", default=TRACE_STEPS, help="of 25 (default: %(default)s)")
     args = parser.parse_args(arguments)
+    steps = args.steps if args.fake_from == "trace" else []
     chunks = range(args.clips // CHUNK)
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-        done = [pool.submit(_write_chunk, str(args.model), args.out, chunk, args.steps) for chunk in chunks]
+        done = [pool.submit(_write_chunk, str(args.model), args.out, chunk, steps) for chunk in chunks]
         for future in tqdm(done, desc="clips", unit="batch"):
             future.result()
     print(f"clips: {args.out}")
