@@ -98,18 +98,26 @@ def _show(what: str, count: Count) -> None:
     from mp_hooks.cost import PARTS
 
     parts = [part for part in PARTS if count.flops.get(part)]
-    print(f"\n{what + ':':42}{count.total / 1e12:9.2f} TFLOP {count.peak / 2**30:8.2f} GiB at its peak")
+    print(f"\n{what + ':':42}{_tera(count.total):>8} TFLOP {_gibi(count.peak):>10} GiB at its peak")
     for part in parts if len(parts) > 1 else []:
-        kept = f", kept for the backward pass {count.saved[part] / 2**30:.2f}" if part in count.saved else ""
-        print(f"  {part:40}{count.flops[part] / 1e12:9.2f} {count.at_peak.get(part, 0) / 2**30:14.2f}{kept}")
+        kept = f", kept for the backward pass {_gibi(count.saved[part])}" if part in count.saved else ""
+        print(f"  {part:40}{_tera(count.flops[part]):>8}{_gibi(count.at_peak.get(part, 0)):>17}{kept}")
 
 
 def _ratios(counted: Cost) -> None:
     plain, guided = counted.run_flops(False), counted.run_flops(True)
-    print(f"  a run of {counted.steps} steps, {counted.guided_steps} guided: {guided / 1e12:.0f} TFLOP for", end=" ")
-    print(f"{plain / 1e12:.0f}, {guided / plain:.3f}x")
-    print(f"  most memory, with {counted.weights / 2**30:.1f} GiB of weights:", end=" ")
-    print(f"step {counted.step_peak(True) / 2**30:.1f} GiB for {counted.step_peak(False) / 2**30:.1f},", end=" ")
-    print(f"{counted.step_peak(True) / counted.step_peak(False):.2f}x;", end=" ")
-    print(f"run {counted.run_peak(True) / 2**30:.1f} for {counted.run_peak(False) / 2**30:.1f},", end=" ")
-    print(f"{counted.run_peak(True) / counted.run_peak(False):.2f}x")
+    print(
+        f"  a run of {counted.steps} steps, {counted.guided_steps} guided: "
+        f"{_tera(guided)} TFLOP for {_tera(plain)}, {guided / plain:.3f}x"
+    )
+    print(f"  most memory, {_gibi(counted.weights)} GiB of weights among it:")
+    for what, peak in (("in a step", counted.step_peak), ("in a run", counted.run_peak)):
+        print(f"    {what:10}{_gibi(peak(True)):>8} GiB for {_gibi(peak(False))}, {peak(True) / peak(False):.2f}x")
+
+
+def _tera(operations: int) -> str:
+    return f"{operations / 1e12:.4g}"
+
+
+def _gibi(size: int) -> str:
+    return f"{size / 2**30:.4g}"

@@ -147,6 +147,9 @@ class ConformanceSuite:
             some = adapter.decode(vanilla, frames)
         torch.testing.assert_close(some, everything[:, :, frames], rtol=1e-4, atol=1e-4)
 
+    def test_there_are_blocks_to_checkpoint(self, host: Any) -> None:
+        assert backbones.adapter_for(host).blocks()["attention"]
+
     def test_an_exception_leaves_the_host_as_found(self, host: Any, vanilla: Tensor) -> None:
         parameters = [p for module in backbones.adapter_for(host).modules() for p in module.parameters()]
         flags = [parameter.requires_grad for parameter in parameters]

@@ -23,6 +23,7 @@ class CogVideoX(BatchedGuidance):
 
     name = "diffusers-cogvideox"
     pipeline = "CogVideoXPipeline"
+    attention_blocks = ("CogVideoXBlock",)
 
     def unpack(self, value: Tensor, arguments: dict[str, Any]) -> Tensor:
         return value.transpose(1, 2)

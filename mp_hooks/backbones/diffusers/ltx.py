@@ -24,6 +24,7 @@ class LTX(BatchedGuidance):
 
     name = "diffusers-ltx"
     pipeline = "LTXPipeline"
+    attention_blocks = ("LTXVideoTransformerBlock",)
 
     def unpack(self, value: Tensor, arguments: dict[str, Any]) -> Tensor:
         size = (arguments["num_frames"], arguments["height"], arguments["width"])

@@ -25,6 +25,7 @@ class Wan(DiffusersPipeline):
 
     name = "diffusers-wan"
     pipeline = "WanPipeline"
+    attention_blocks = ("WanTransformerBlock",)
 
     def prompts(self, *args: Any, **kwargs: Any) -> list[str] | None:
         prompts = super().prompts(*args, **kwargs)
