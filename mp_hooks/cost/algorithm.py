@@ -95,8 +95,10 @@ def cost(full: FullSize, config: MotionPromptConfig) -> Cost:
     try:
         for name, part in sites.items():
             hooks.wrap(adapter, name, method.within(part))
-        for part in ("flow", "judge"):
-            hooks.wrap(getattr(method.objective, part), "forward", method.within(part))
+        for part, module in {"flow": method.objective.flow, "judge": method.objective.judge}.items():
+            hooks.wrap(module, "forward", method.within(part))
+        if method.decoder:
+            hooks.wrap(method.decoder, "forward", method.within("decode"))
         with full.mode:
             run = method.run(adapter, full.prompts)
             clean = torch.empty(full.latents)
