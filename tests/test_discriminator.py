@@ -13,7 +13,7 @@ from torch import Tensor
 from mp_hooks.cli.main import main
 from mp_hooks.discriminator import DiscriminatorConfig, FlowDiscriminator, default_discriminator
 from mp_hooks.discriminator.data import Clip, ClipFacts, FlowData, find_clips, split_by_video, splits_by_source
-from mp_hooks.discriminator.evaluation import Gain, auc, calibrate, gain, usefulness
+from mp_hooks.discriminator.evaluation import Gain, auc, calibrate, gain, score, usefulness
 from mp_hooks.discriminator.evaluation import judge as judge_logits
 from mp_hooks.discriminator.train import Training, TrainingConfig, fit, flip, turn_and_zoom
 from mp_hooks.errors import MotionPromptError
@@ -206,6 +206,19 @@ def test_gain_is_over_the_floor_on_the_same_clips() -> None:
     found = gain([(truth, blind, data), (blind, blind, data)])
     assert found.mean == pytest.approx((auc(truth, data.real) - 0.5) / 2)
     assert found.low <= found.mean <= found.high
+
+
+def test_more_fields_of_a_clip_do_not_narrow_the_interval() -> None:
+    """Fields that say the same count as the one clip they are of, as many as they may be."""
+    generator = torch.Generator().manual_seed(0)
+    owner = torch.arange(24).repeat_interleave(torch.randint(1, 9, (24,), generator=generator))
+    data = FlowData(torch.zeros(len(owner), 2, 1, 1), owner, clips(), [])
+    each = torch.randn(24, generator=generator) + torch.tensor([1.0] * 12 + [0.0] * 12)
+    found = score(each[owner], data)
+    one = score(each, FlowData(torch.zeros(24, 2, 1, 1), torch.arange(24), clips(), []))
+    assert (found.clip_auc, found.clip_low, found.clip_high) == (one.auc, one.low, one.high)
+    assert 0.15 < one.high - one.low < 0.6
+    assert found.high - found.low > 0.8 * (one.high - one.low)
 
 
 def test_auc_is_the_share_of_pairs_in_order() -> None:

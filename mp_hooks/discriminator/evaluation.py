@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,16 +53,11 @@ def score(logits: Tensor, data: FlowData) -> Score:
     Intervals are bootstrapped over clips within each class: fields of one clip are not independent.
     """
     real, logits = data.real, logits.float()
-    members = _members(data)
-    clip_logits = torch.stack([logits[m].mean() for m in members])
-    clip_real = torch.stack([real[m[0]] for m in members])
-    per_field, per_clip = [], []
-    for drawn in _resamples(clip_real):
-        chosen = torch.cat([members[i] for i in drawn])
-        per_field.append(auc(logits[chosen], real[chosen]))
-        per_clip.append(auc(clip_logits[drawn], clip_real[drawn]))
-    low, high = _interval(per_field)
-    clip_low, clip_high = _interval(per_clip)
+    numbers = data.clip.unique()
+    clip_logits = torch.stack([logits[data.clip == number].mean() for number in numbers])
+    clip_real = torch.stack([real[data.clip == number][0] for number in numbers])
+    low, high = _interval(_resampled_auc(logits, real, data.clip))
+    clip_low, clip_high = _interval(_resampled_auc(clip_logits, clip_real, numbers))
     accuracy = sum(((logits[real == label] > 0) == bool(label)).float().mean().item() for label in (0, 1)) / 2
     return Score(
         auc(logits, real),
@@ -73,7 +68,7 @@ def score(logits: Tensor, data: FlowData) -> Score:
         clip_high,
         accuracy,
         len(real),
-        len(members),
+        len(numbers),
     )
 
 
@@ -96,34 +91,39 @@ def gain(tests: Sequence[tuple[Tensor, Tensor, FlowData]]) -> Gain:
     """
     means, resampled = [], []
     for judged, floor, data in tests:
-        real, members = data.real, _members(data)
-        means.append(auc(judged, real) - auc(floor, real))
-        differences = []
-        for drawn in _resamples(torch.stack([real[m[0]] for m in members])):
-            chosen = torch.cat([members[i] for i in drawn])
-            differences.append(auc(judged[chosen], real[chosen]) - auc(floor[chosen], real[chosen]))
-        resampled.append(differences)
-    return Gain(sum(means) / len(means), *_interval([sum(each) / len(each) for each in zip(*resampled, strict=True)]))
+        means.append(auc(judged, data.real) - auc(floor, data.real))
+        both = (_resampled_auc(logits, data.real, data.clip) for logits in (judged, floor))
+        resampled.append(next(both) - next(both))
+    return Gain(sum(means) / len(means), *_interval(torch.stack(resampled).mean(0)))
 
 
-def _members(data: FlowData) -> list[Tensor]:
-    """The numbers of the fields of each clip that has any."""
-    return [(data.clip == number).nonzero().squeeze(1) for number in data.clip.unique()]
+def _resampled_auc(scores: Tensor, real: Tensor, owner: Tensor) -> Tensor:
+    """AUC on `RESAMPLES` draws of clips with replacement within each class; scores, real, clip of each example [n].
 
-
-def _resamples(clip_real: Tensor) -> Iterator[Tensor]:
-    """Clips drawn with replacement, real ones first, within each class [n]; the same every time it is called."""
-    by_class = [(clip_real == label).nonzero().squeeze(1) for label in (1, 0)]
-    if not all(len(clips) for clips in by_class):
+    The draw of a class depends on its number of clips alone, so that what is compared is compared on the same draws.
+    """
+    if not 0 < real.sum() < len(real):
         raise ValueError("a score needs both real and generated clips")
-    for seed in range(RESAMPLES):
-        generator = torch.Generator().manual_seed(seed)
-        yield torch.cat([clips[torch.randint(len(clips), (len(clips),), generator=generator)] for clips in by_class])
+    classes = [(real > 0.5) == label for label in (True, False)]
+    places = [owner[chosen].unique(return_inverse=True)[1] for chosen in classes]
+    positive, negative = (scores[chosen].double() for chosen in classes)
+    clips = [int(place.max()) + 1 for place in places]
+    wins = torch.zeros(*clips, dtype=torch.double)  # of every pair of clips: how many pairs of examples are in order
+    for part, rows in zip(positive.split(BATCH), places[0].split(BATCH), strict=True):
+        order = ((part[:, None] - negative).sign() + 1) / 2  # a tie counts half
+        columns = torch.zeros(len(part), clips[1], dtype=torch.double).index_add_(1, places[1], order)
+        wins.index_add_(0, rows, columns)
+    times, examples = [], []  # how often each clip is drawn, and how many examples that makes
+    for seed, (count, place) in enumerate(zip(clips, places, strict=True)):
+        picks = torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(seed))
+        drawn = torch.zeros(RESAMPLES, count, dtype=torch.double)
+        times.append(drawn.scatter_add_(1, picks, torch.ones_like(drawn)))
+        examples.append(drawn @ place.bincount().double())
+    return ((times[0] @ wins) * times[1]).sum(1) / (examples[0] * examples[1])
 
 
-def _interval(values: Sequence[float]) -> tuple[float, float]:
-    ends = torch.tensor([0.025, 0.975], dtype=torch.double)
-    low, high = torch.tensor(values, dtype=torch.double).quantile(ends).tolist()
+def _interval(values: Tensor) -> tuple[float, float]:
+    low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
     return low, high
 
 
