@@ -72,9 +72,10 @@ def test_nothing_is_measured_twice_and_a_changed_file_is(folders: list[Path], tm
 
 
 def test_pairs_by_suffix_come_with_a_part_a_folder(tmp_path: Path) -> None:
+    frames = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     for folder in ("one", "two"):
         for name in ("a_baseline", "a_ours", "b_ours"):
-            write_video(tmp_path / folder / f"{name}.gif", torch.zeros(2, 3, 16, 16, dtype=torch.uint8), 8)
+            write_video(tmp_path / folder / f"{name}.gif", frames, 8)
     groups = groups_of_suffixes([tmp_path / "one", tmp_path / "two"], ["_baseline", "_ours"])
     assert list(groups) == ["baseline", "ours"]
     assert [list(clips) for clips in groups.values()] == [["one/a", "two/a"]] * 2

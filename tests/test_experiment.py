@@ -110,7 +110,9 @@ def test_generate_for_a_file_of_prompts(tmp_path: Path, capsys: pytest.CaptureFi
     kept = {name: (out / name).stat().st_mtime_ns for name in names[:8]}
     assert main(command) == 0
     assert {name: (out / name).stat().st_mtime_ns for name in names[:8]} == kept
-    assert (read_frames(out / names[8]).int() - first.int()).abs().max() <= 8  # x264 is not the same to the bit
+    # x264 is not the same to the bit
+    assert (read_frames(out / names[8]).float() - first).abs().mean() < 2
+    assert (read_frames(out / names[9]).float() - first).abs().mean() > 5
     assert main([*command, "--mp-iterations", "2"]) == 2
     assert "other guidance" in capsys.readouterr().err
     for shard in ("2/2", "x"):
