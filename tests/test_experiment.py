@@ -104,6 +104,7 @@ def test_generate_for_a_file_of_prompts(tmp_path: Path, capsys: pytest.CaptureFi
     assert main([*command, "--shard", "0/2"]) == 0
     assert sorted(path.name for path in out.glob("*.mp4")) == sorted(names)
     assert sorted(path.name for path in (out / "traces").iterdir()) == ["00000.jsonl", "00001.jsonl"]
+    assert "torch " in (out / "versions.txt").read_text()
     first = read_frames(out / names[8])
     assert not torch.equal(first, read_frames(out / names[9]))
     (out / names[8]).unlink()

@@ -63,7 +63,7 @@ def _for_prompts(args: argparse.Namespace, pipe: object, config: MotionPromptCon
 
     if config:
         config = replace(config, trace=config.trace or str(args.out / "trace.jsonl"))
-        config.save(args.out / "config.yaml")
+        _record(args.out, config)
     with _guided(pipe, config):
         videos = mini.sample(args.prompt, [args.seed] * len(args.prompt), args.steps, args.guidance_scale, pipe)
     for number, (prompt, video) in enumerate(zip(args.prompt, videos, strict=True)):
@@ -93,6 +93,8 @@ def _for_file(args: argparse.Namespace, pipe: object, config: MotionPromptConfig
         "guidance": asdict(config) if config else None,
     }
     _claim(args.out / "generate.json", settings)
+    if config:
+        _record(args.out, config)
     try:
         index, shards = map(int, args.shard.split("/"))
     except ValueError:
@@ -135,6 +137,16 @@ def _clips(args: argparse.Namespace) -> list[tuple[str, str, int]]:
     if not clips or len({name for name, *_ in clips}) < len(clips):
         raise MotionPromptError(f"{args.prompts} holds no prompt, or one twice; give each prompt once")
     return clips
+
+
+def _record(out: Path, config: MotionPromptConfig) -> None:
+    """Keep what guided the clips, and with which versions, beside them."""
+    from mp_hooks.files import replacing
+    from mp_hooks.testing.doctor import versions
+
+    config.save(out / "config.yaml")
+    with replacing(out / "versions.txt") as temporary:
+        temporary.write_text("".join(f"{name} {version}\n" for name, version in versions().items()), encoding="utf-8")
 
 
 def _claim(path: Path, settings: dict) -> None:
