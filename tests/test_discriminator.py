@@ -305,8 +305,12 @@ def test_training_from_the_command_line_learns_and_resumes(
     assert f"{report['by_video']['auc']:.3f}" in output
     assert (out / "README.md").is_file()
     evaluate = ["discriminator", "eval", str(out), "--real", str(videos / "real"), "--fake", str(videos / "fake")]
-    assert main([*evaluate, "--pairs", "1"]) == 0
-    assert "AUC" in capsys.readouterr().out
+    assert main([*evaluate, "--pairs", "4", "--held-out", "--calibrated", str(tmp_path / "calibrated")]) == 0
+    output = capsys.readouterr().out
+    assert f"AUC {report['by_video']['auc']:.3f}" in output, "the clips the training held out"
+    assert f"{report['gain_by_video']['mean']:+.3f}" in output
+    assert "at temperature 1.0" in output, "training has calibrated it already"
+    assert FlowDiscriminator.from_pretrained(tmp_path / "calibrated").config.flow_size == 64
 
 
 def test_an_interrupted_training_ends_where_an_unbroken_one_does(

@@ -32,6 +32,14 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     )
     _add_videos(evaluate)
     _add_flow(evaluate)
+    evaluate.add_argument(
+        "--held-out",
+        action="store_true",
+        help="only what training with --seed on these videos holds out; against the floor",
+    )
+    evaluate.add_argument(
+        "--calibrated", type=Path, metavar="DIR", help="also write the judge there, at the temperature that fits best"
+    )
     evaluate.set_defaults(run=_evaluate)
 
     confounds = commands.add_parser("confounds", help="what gives the class away, with and without normalising it")
@@ -176,19 +184,28 @@ def _load(model: Path) -> FlowDiscriminator:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from mp_hooks.discriminator.data import settings_of
-    from mp_hooks.discriminator.evaluation import judge, right_by, score, usefulness
+    from mp_hooks.discriminator.data import settings_of, split_by_video
+    from mp_hooks.discriminator.evaluation import calibrate, gain, judge, right_by, score, trivial_floor, usefulness
     from mp_hooks.discriminator.shards import gather
 
     model = _load(args.model)
     settings = replace(settings_of(model.config), pairs_per_clip=args.pairs, seed=args.seed)
     with TemporaryDirectory() as cache:
         data = gather(args.real, args.fake, Path(cache), model.config.flow, settings, args.exclude, args.flow_weights)
+    if args.held_out:
+        seen, unseen = (data.of_clips(part) for part in split_by_video(data.clips, args.seed))
+        data, floor = unseen, trivial_floor(seen, unseen)
     logits = judge(model, data.flow)
     print(score(logits, data))
+    if args.held_out:
+        print(f"regression on mean flow and total variation: {score(floor, data)}")
+        print(f"judge: {gain([(logits, floor, data)])}")
     for name, share in right_by([clip.source for clip in data.clips], logits, data).items():
         print(f"  {name}: {share:.3f} of the fields judged right")
     print(usefulness(model, data))
+    if args.calibrated:
+        print(f"at temperature {calibrate(model, data):.2f}, {usefulness(model, data)}")
+        model.save_pretrained(args.calibrated)
     return 0
 
 
@@ -207,13 +224,14 @@ def _cross(args: argparse.Namespace) -> int:
 
 def _pairs(args: argparse.Namespace) -> int:
     from mp_hooks.discriminator.data import settings_of
-    from mp_hooks.discriminator.pairs import preferences
-    from mp_hooks.discriminator.shards import flow_of
+    from mp_hooks.discriminator.pairs import preferences, unpaired
+    from mp_hooks.discriminator.shards import flow_of, is_shards
 
     model = _load(args.model)
     settings = replace(settings_of(model.config), pairs_per_clip=args.pairs, seed=args.seed)
+    exclude = args.exclude if is_shards(args.videos) else unpaired(args.videos, args.exclude)
     with TemporaryDirectory() as cache:
-        data = flow_of(args.videos, False, Path(cache), model.config.flow, settings, args.exclude, args.flow_weights)
+        data = flow_of(args.videos, False, Path(cache), model.config.flow, settings, exclude, args.flow_weights)
     for source, measures in preferences(model, data).items():
         for name, preference in measures.items():
             print(f"{source}, {name}: the result over its baseline in {preference}")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from glob import escape
+from pathlib import Path
 
-from mp_hooks.discriminator.data import FlowData
+from mp_hooks.discriminator.data import FlowData, find_clips
 from mp_hooks.discriminator.evaluation import judge, trivial_statistics
 from mp_hooks.discriminator.model import FlowDiscriminator
 from mp_hooks.errors import MotionPromptError
 
 BASELINE = "baseline"
+NO_PAIRS = "no pairs: the videos' INDEX.tsv must give pair_id and pair_role (baseline, or another)"
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,15 @@ class Preference:
         centre = (share + z * z / (2 * n)) / (1 + z * z / n)
         reach = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
         return f"{self.wins} of {n}: {share:.2f} [{centre - reach:.2f}, {centre + reach:.2f}]"
+
+
+def unpaired(videos: Path, exclude: Sequence[str] = ()) -> list[str]:
+    """`exclude`, and globs of the clips below `videos` that are in no pair. Raises MotionPromptError when none is."""
+    clips = find_clips(videos, False, exclude)
+    alone = [escape(clip.path) for clip in clips if not (clip.pair and clip.role)]
+    if len(alone) == len(clips):
+        raise MotionPromptError(NO_PAIRS)
+    return [*exclude, *alone]
 
 
 def preferences(model: FlowDiscriminator, data: FlowData) -> dict[str, dict[str, Preference]]:
