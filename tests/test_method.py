@@ -77,18 +77,6 @@ def half(pipe: Any) -> Iterator[Any]:
     pipe.to(torch.float32)
 
 
-def test_gradient_in_float16_is_close_to_that_in_float32(pipe: Any) -> None:
-    """At the first guided step, before the two runs part."""
-    config = replace(CASE.config, iterations=1, loss_scale=2.0**12)
-    gradients = []
-    for dtype in (torch.float32, torch.float16):
-        pipe.to(dtype)
-        _, method = guided(pipe, config)
-        gradients.append(method.runs[0].gradients[0].flatten(1).double())
-    pipe.to(torch.float32)
-    assert (torch.cosine_similarity(*gradients) > 0.9).all()
-
-
 @pytest.mark.filterwarnings("ignore:.*not finite")
 def test_a_loss_scale_that_overflows_comes_down_and_stays_down(half: Any) -> None:
     method = Recorder(replace(CASE.config, loss_scale=2.0**24))

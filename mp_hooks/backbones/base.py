@@ -94,6 +94,10 @@ class Adapter(ABC):
     def modules(self) -> list[nn.Module]:
         """Every module a gradient may pass."""
 
+    @abstractmethod
+    def vae(self) -> nn.Module:
+        """The one of them that decodes."""
+
     # --- optional
 
     def watch(self) -> dict[Site, Callable[..., Any]]:
@@ -184,7 +188,7 @@ class Adapter(ABC):
 def detached(value: Any) -> Any:
     """Tensors inside dicts, lists and tuples without their graph; containers are new, other values the same.
 
-    Hosts build conditionings with gradients enabled (UPSTREAM: VideoCrafter), which freezing afterwards does not undo.
+    Hosts build conditionings with gradients enabled (VideoCrafter does), which freezing afterwards does not undo.
     """
     if isinstance(value, torch.Tensor):
         return value.detach()

@@ -26,6 +26,7 @@ from mp_hooks.guidance.schedule import draw_pairs, guided_window
 from mp_hooks.guidance.tokens import TextInput, initial_tokens, injected
 from mp_hooks.guidance.trace import Trace, peak_memory
 
+HALF = (torch.float16, torch.bfloat16)
 SCALE_BACKOFF = 2.0**-4  # after a float16 gradient that was not finite; few updates, so few steps down
 
 
@@ -71,6 +72,9 @@ class Host(Protocol):
 
     def modules(self) -> list[nn.Module]:
         """Every module a gradient may pass; their weights are frozen while guidance runs."""
+
+    def vae(self) -> nn.Module:
+        """The one of them that decodes; it does so in float32, because float16 pixels hide small motion."""
 
 
 class MotionPrompt:
@@ -151,7 +155,7 @@ class Run:
             raise MotionPromptError(
                 "MotionPrompt needs gradients, which torch.inference_mode forbids; sample under torch.no_grad()"
             )
-        with frozen(self.host.modules()), rng_kept(step.latents.device):
+        with frozen(self.host.modules()), widened(self.host.vae()), rng_kept(step.latents.device):
             with torch.enable_grad():
                 self._optimise(step)
             with torch.no_grad():
@@ -160,7 +164,7 @@ class Run:
     def rehearse(self, step: Step) -> None:
         """The forward pass of an update, without moving anything: to see what it keeps."""
         generator = torch.Generator().manual_seed(0)
-        with frozen(self.host.modules()), rng_kept(step.latents.device):
+        with frozen(self.host.modules()), widened(self.host.vae()), rng_kept(step.latents.device):
             near, _ = self._near(step, generator)
             self._loss(near, self.tokens.detach().requires_grad_(), *self._draw(near, generator))
 
@@ -241,7 +245,8 @@ class Run:
         clean = full_precision(self.host.predict_clean(step, self._encode(tokens)))
         wanted = sorted({frame for pair in pairs.tolist() for frame in pair})
         decode = self.method.decoder or self.host.decode
-        frames = full_precision(decode(clean, wanted)).transpose(1, 2)  # [b, n, 3, h, w]
+        with torch.autocast(clean.device.type, enabled=False):
+            frames = full_precision(decode(clean, wanted)).transpose(1, 2)  # [b, n, 3, h, w]
         first, second = (frames[:, [wanted.index(frame) for frame in side]] for side in pairs.T.tolist())
         return self.method.objective(first, second, tokens, self.initial, corner)
 
@@ -319,17 +324,30 @@ def frozen(modules: Sequence[nn.Module]) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+@contextmanager
+def widened(module: nn.Module) -> Iterator[None]:
+    """Weights of `module` in half precision are float32 inside; the very ones are back afterwards."""
+    own = [(weight, weight.data) for weight in (*module.parameters(), *module.buffers()) if weight.dtype in HALF]
+    for weight, values in own:
+        weight.data = values.float()
+    try:
+        yield
+    finally:
+        for weight, values in own:
+            weight.data = values
+
+
 def rng_kept(device: torch.device) -> Any:
     """Context in which the global generators may be drawn from and afterwards stand where they stood.
 
-    The hosts' steps draw noise even when they do not use it (UPSTREAM: LVDM draws once a call, at eta 0 too).
+    Some hosts' steps draw noise even when they do not use it.
     """
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def full_precision(values: Tensor) -> Tensor:
     """At least float32: 1/sqrt(abar) is about 131 at the first steps, and flow wants the digits."""
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+    return values.float() if values.dtype in HALF else values
 
 
 def _runs_in_half(latents: Tensor) -> bool:

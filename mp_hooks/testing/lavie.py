@@ -125,11 +125,12 @@ class LaVieCase(DiffusersCase):
         options = ["--config", str(folder / "tiny.yaml")]
         return Command(["bash", "pipelines/sample.sh"], options, self.checkout / "base", folder / "videos")
 
-    def sample(self, host: Any, prompts: list[str], seed: int) -> Tensor:
+    def sample(self, host: Any, prompts: list[str], seed: int, **extra: Any) -> Tensor:
         """The latents that the host is about to decode."""
         torch.manual_seed(seed)
+        settings = {"num_inference_steps": 4, **self.settings, **self.options, **extra}
         with swapped(host, "decode_latents", lambda latents: latents):
-            return host(prompts, num_inference_steps=4, **{**self.settings, **self.options}).video
+            return host(prompts, **settings).video
 
     def own_decode(self, host: Any, clean: Tensor) -> Tensor:
         frames = [host.vae.decode(frame / LATENT_SCALE).sample for frame in clean.unbind(2)]

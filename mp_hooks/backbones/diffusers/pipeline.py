@@ -114,6 +114,9 @@ class DiffusersPipeline(Adapter):
     def modules(self) -> list[nn.Module]:
         return [getattr(self.host, self.denoiser), self.host.vae, self.host.text_encoder]
 
+    def vae(self) -> nn.Module:
+        return self.host.vae
+
     def bound(self, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
         """The denoiser's arguments by name."""
         return inspect.signature(self.original_step).bind(*args, **kwargs)

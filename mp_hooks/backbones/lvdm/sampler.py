@@ -129,6 +129,9 @@ class LVDM(Adapter):
     def modules(self) -> list[nn.Module]:
         return [self.host]
 
+    def vae(self) -> nn.Module:
+        return self.host.first_stage_model
+
     def excerpt(self, step: Step, frames: range) -> Step:
         """Of what the host is given for each frame, these frames' part: latents, pictures, a picture's tokens."""
         part = slice(frames.start, frames.stop)

@@ -1,0 +1,125 @@
+"""How close the tokens' gradient in float16 is to that in float32, on a tiny random pipeline on the CPU.
+
+python -m mp_hooks.testing.precision NAME [--repo DIR] [--steps N] [--mp-*]
+"""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mp_hooks import backbones, patching
+from mp_hooks.config import MotionPromptConfig, add_config_flags, config_from_flags
+from mp_hooks.errors import MotionPromptError, exits_cleanly
+from mp_hooks.guidance import MotionPrompt, Run, Step, widened
+from mp_hooks.testing import tiny
+from mp_hooks.testing.diffusers import DiffusersCase
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One gradient. cosine: of its float16 and float32, for each sample [b], NaN where float16 overflowed."""
+
+    step: int
+    timestep: float
+    loss_scale: float
+    norm: list[float]
+    cosine: list[float]
+    updated: list[bool]
+
+
+class ComparingRun(Run):
+    """Computes every gradient in float32 too, at the same latents, tokens and frame pairs."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.comparisons: list[Comparison] = []
+
+    def _gradient(self, step: Step, tokens: Tensor, pairs: Tensor, corner: Tensor, scale: float) -> Any:
+        with ExitStack() as stack:
+            for module in self.host.modules():
+                stack.enter_context(widened(module))
+            call = replace(step.call, unconditional=None)
+            wide = replace(step, latents=step.latents.float(), conditioning=step.conditioning.float(), call=call)
+            _, self._expected = super()._gradient(wide, tokens, pairs, corner, scale=1.0)
+        return super()._gradient(step, tokens, pairs, corner, scale)
+
+    def _record(self, step: Step, *args: Any, gradient: Tensor, **kwargs: Any) -> None:
+        ours, theirs = gradient.flatten(1).double(), self._expected.flatten(1).double()
+        self.comparisons.append(
+            Comparison(
+                step=step.index,
+                timestep=step.timestep,
+                loss_scale=kwargs["loss_scale"],
+                norm=theirs.norm(dim=1).tolist(),
+                cosine=torch.cosine_similarity(ours, theirs).tolist(),
+                updated=kwargs["updated"].tolist(),
+            )
+        )
+        super()._record(step, *args, gradient=gradient, **kwargs)
+
+
+class ComparingMethod(MotionPrompt):
+    """The method, whose only run is a ComparingRun."""
+
+    run_type = ComparingRun
+
+    def run(self, *args: Any, **kwargs: Any) -> Run:
+        self.last = super().run(*args, **kwargs)
+        return self.last
+
+
+def compare(case: DiffusersCase, config: MotionPromptConfig, steps: int) -> list[Comparison]:
+    """Sample the case's prompts as one batch in float16, guided, and compare every gradient on the way."""
+    method = ComparingMethod(config)
+    with case.open() as pipe:
+        for module in backbones.adapter_for(pipe).modules():
+            module.half()
+        backbones.attach(pipe, method)
+        try:
+            with torch.no_grad():
+                case.sample(pipe, case.prompts, seed=7, num_inference_steps=steps)
+        finally:
+            backbones.remove_patch(pipe)
+    return method.last.comparisons
+
+
+def table(found: list[Comparison]) -> str:
+    """A line for each update, and what they come to."""
+    lines = [f"{'step':4} {'timestep':>8} {'loss scale':>10}  norm and cosine of each sample"]
+    for one in found:
+        samples = (f"{norm:10.3g} {cosine:8.5f}" for norm, cosine in zip(one.norm, one.cosine, strict=True))
+        lines.append(f"{one.step:4} {one.timestep:8.0f} {one.loss_scale:10.0f}  {'  '.join(samples)}")
+    kept = [cosine for one in found for cosine, moved in zip(one.cosine, one.updated, strict=True) if moved]
+    skipped = sum(not moved for one in found for moved in one.updated)
+    lines.append(f"{len(kept)} updates, {skipped} skipped as not finite; least cosine {min(kept, default=0):.5f}")
+    return "\n".join(lines)
+
+
+@exits_cleanly
+def main() -> int:
+    """Print a line for each update."""
+    parser = argparse.ArgumentParser(description="Compare the tokens' gradient in float16 to that in float32.")
+    parser.add_argument("name", help="of the adapter")
+    parser.add_argument("--repo", type=Path, metavar="DIR", help="checkout of the host (default: in third_party)")
+    parser.add_argument("--steps", type=int, default=50, help="of the sampler (default: 50)")
+    add_config_flags(parser)
+    args = parser.parse_args()
+    checkout = args.repo
+    if checkout is None and args.name in patching.names():
+        checkout = patching.default_checkout(patching.load(args.name))
+    case = tiny(args.name, checkout)
+    if not isinstance(case, DiffusersCase):
+        raise MotionPromptError(f"{args.name} is not run in float16")
+    print(table(compare(case, config_from_flags(args), args.steps)))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
