@@ -49,11 +49,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=[*find_packages(include=["mp_hooks", "mp_hooks.*"]), "mp_hooks._patches"],
-    # The manifests live at the top of the repository and travel inside the wheel.
+    # What is known of the hosts lives at the top of the repository and travels inside the wheel.
     package_dir={"mp_hooks._patches": "patches"},
     package_data={
         "mp_hooks": ["py.typed", "**/*.json", "**/*.yaml", "**/*.safetensors", "**/*.txt", "**/*.md", "**/*.html"],
-        "mp_hooks._patches": ["*/manifest.yaml"],
+        "mp_hooks._patches": ["*/manifest.yaml", "*/requirements.txt"],
     },
     install_requires=[
         "torch>=2.0",

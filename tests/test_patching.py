@@ -381,6 +381,7 @@ def test_every_manifest_of_the_project_is_sound() -> None:
         manifest = patching.load(name)
         assert manifest.name == name
         assert manifest.folder.startswith("third_party/")
+        assert "torch==" in patching.requirements(name).read_text(encoding="utf-8")
 
 
 def test_an_unknown_host_is_answered_with_the_known_ones() -> None:

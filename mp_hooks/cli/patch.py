@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"getting {manifest.title} {manifest.commit[:7]} from {manifest.url}", flush=True)
         patching.fetch(manifest, repo)
     _report("patched", manifest, repo, patching.apply(manifest, repo, force=args.force))
-    print(f"next:\n  cd {repo}\n  {manifest.run}")
+    libraries = f"pip install -r {patching.requirements(manifest.name)}  # if the host does not run with yours"
+    print(f"next:\n  {libraries}\n  cd {repo}\n  {manifest.run}")
     return 0
 
 

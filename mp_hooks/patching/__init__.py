@@ -18,7 +18,7 @@ from mp_hooks.patching.checkout import (
     status,
 )
 from mp_hooks.patching.fetch import fetch, is_present
-from mp_hooks.patching.manifest import Manifest, default_checkout, load, names, read
+from mp_hooks.patching.manifest import Manifest, default_checkout, load, names, read, requirements
 
 __all__ = [
     "HALF_PATCHED",
@@ -37,6 +37,7 @@ __all__ = [
     "names",
     "read",
     "require_patched",
+    "requirements",
     "revert",
     "status",
 ]

@@ -94,6 +94,11 @@ def load(name: str) -> Manifest:
     return read(_patches() / name / "manifest.yaml")
 
 
+def requirements(name: str) -> Path:
+    """The file of libraries that host `name` was tested with, for pip install -r."""
+    return _patches() / name / "requirements.txt"
+
+
 def read(path: Path) -> Manifest:
     """Read and check one manifest; raises MotionPromptError that names the file and the fault."""
     try:
