@@ -51,6 +51,7 @@ class TestVideoCrafter1(ConformanceSuite):
         request.cls.case = VideoCrafterCase(checkout("VideoCrafter"), "t2v_512_v1.0")
 
 
+@pytest.mark.slow
 @pytest.mark.upstream
 class TestVideoCrafter1Large(ConformanceSuite):
     """The 1024 configuration scales its latents in another way."""

@@ -85,6 +85,8 @@ VARIANTS = {
     ),
 }
 
+MORE = {"videocrafter-1-large", "dynamicrafter-loop", "lavie-ddim"}  # near relatives of others here: with -m slow
+
 
 @pytest.fixture
 def checkout(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
@@ -171,7 +173,10 @@ def test_the_whole_way(host: Host, checkout: Path, command: Command) -> None:
     assert git(checkout, "status", "--porcelain", "--untracked-files=no") == ""
 
 
-@pytest.mark.parametrize("host", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize(
+    "host",
+    [pytest.param(host, id=name, marks=[pytest.mark.slow] * (name in MORE)) for name, host in VARIANTS.items()],
+)
 def test_other_configurations(host: Host, checkout: Path, command: Command) -> None:
     patching.apply(patching.load(host.name), checkout)
     assert_guided(host, command)
