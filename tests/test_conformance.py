@@ -91,6 +91,7 @@ class TestDynamiCrafter(ConformanceSuite):
         request.cls.case = DynamiCrafterCase(checkout("DynamiCrafter"))
 
 
+@pytest.mark.slow
 @pytest.mark.upstream
 class TestDynamiCrafter256(ConformanceSuite):
     """Noise is predicted, nothing is rescaled."""

@@ -12,7 +12,7 @@ import torch
 
 from mp_hooks import backbones
 from mp_hooks.errors import MotionPromptError
-from mp_hooks.guidance import MotionPromptConfig
+from mp_hooks.guidance import MotionPromptConfig, widened
 from mp_hooks.guidance.objective import Loss
 from mp_hooks.guidance.trace import read_trace
 from mp_hooks.testing.conformance import Recorder, assert_same_guidance, patched
@@ -75,6 +75,19 @@ def test_text_that_is_not_finite_never_reaches_the_host(pipe: Any, monkeypatch: 
 def half(pipe: Any) -> Iterator[Any]:
     yield pipe.to(torch.float16)
     pipe.to(torch.float32)
+
+
+def test_a_widened_module_has_its_very_weights_back() -> None:
+    module = torch.nn.Sequential(
+        torch.nn.Linear(2, 2).half(), torch.nn.BatchNorm1d(2).bfloat16(), torch.nn.Linear(2, 2)
+    )
+    places = {name: (tensor.data_ptr(), tensor.dtype) for name, tensor in module.state_dict().items()}
+    with pytest.raises(ZeroDivisionError), widened(module):
+        assert all(
+            tensor.dtype == torch.float32 for tensor in module.state_dict().values() if tensor.is_floating_point()
+        )
+        raise ZeroDivisionError
+    assert {name: (tensor.data_ptr(), tensor.dtype) for name, tensor in module.state_dict().items()} == places
 
 
 @pytest.mark.filterwarnings("ignore:.*not finite")

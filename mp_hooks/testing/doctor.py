@@ -8,9 +8,12 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib import metadata
+from io import StringIO
 from pathlib import Path
 
 from mp_hooks import __version__, patching
@@ -65,7 +68,9 @@ def check_up(name: str, folder: Path, repo: Path | None = None, device: str | No
     elif repo is not None:
         raise MotionPromptError(f"{name} is a library, not a checkout; leave --repo out")
     (folder / "tiny").mkdir()
-    command = tiny(name, checkout).command(folder / "tiny")
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()), warnings.catch_warnings():  # hosts talk
+        warnings.simplefilter("ignore")
+        command = tiny(name, checkout).command(folder / "tiny")
     plain = run(command, ["--mp-device", device])
     guided = run(command, ["--mp-device", device, *GUIDANCE])
     trace = read_trace(command.results / "motionprompt" / "trace.jsonl")
