@@ -56,8 +56,8 @@ setup(
         "mp_hooks._patches": ["*/manifest.yaml", "*/requirements.txt"],
     },
     install_requires=[
-        "torch>=2.0",
-        "torchvision>=0.15",
+        "torch>=2.4",  # whose autocast is asked by the name of a device
+        "torchvision>=0.19",
         "numpy>=1.23",
         "omegaconf>=2.1",
         "pytorch-lightning>=2.0",

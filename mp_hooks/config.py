@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from mp_hooks.errors import MotionPromptError, unknown_name
 from mp_hooks.files import replacing
 
+VERSION = 1  # of saved configurations; rises when an option changes its meaning
 PLACEMENTS = ("end", "front")
 VARIATIONS = ("absolute", "relative")  # of the flow, in guidance.objective
 CHECKPOINTING = ("auto", "none", "attention", "all")  # in backbones.checkpointing
@@ -65,6 +67,7 @@ class MotionPromptConfig:
     )
     loss_scale: float = _option(2.0**16, "first loss scale when the host runs in float16", at_least=1)
     seed: int | None = _option(None, "seed of the frame pairs; the host's own seed if not given")
+    deterministic: bool = _option(False, "torch's deterministic algorithms in guided steps, where it has them")
     trace: str | None = _option(None, "JSON-lines file with a record per iteration")
     progress: bool = _option(True, "show a progress bar that tells guided from plain steps")
 
@@ -79,21 +82,21 @@ class MotionPromptConfig:
             )
 
     def save(self, path: str | Path) -> None:
-        """Write the configuration as YAML, whole or not at all."""
+        """Write the configuration and its version as YAML, whole or not at all."""
         from omegaconf import OmegaConf
 
         with replacing(path) as temporary:
-            OmegaConf.save(OmegaConf.create(asdict(self)), temporary)
+            OmegaConf.save(OmegaConf.create({"version": VERSION, **asdict(self)}), temporary)
 
 
 def load_config(path: str | Path | None = None, preset: str = "exact", **overrides: Any) -> MotionPromptConfig:
     """Defaults, then the preset's, then the YAML file, then `overrides`.
 
-    Raises MotionPromptError for a missing or unreadable file, an unknown name, or a value of the wrong type.
+    Raises MotionPromptError for a missing or unreadable file, one of a newer version, an unknown name, or a value of
+    the wrong type.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
     if preset not in PRESETS:
         raise unknown_name("preset", preset, list(PRESETS))
@@ -102,17 +105,35 @@ def load_config(path: str | Path | None = None, preset: str = "exact", **overrid
     try:
         merged = OmegaConf.merge(merged, PRESETS[preset])
         if path is not None:
-            merged = OmegaConf.merge(merged, OmegaConf.load(path))
+            merged = OmegaConf.merge(merged, _read(Path(path)))
         merged = OmegaConf.merge(merged, OmegaConf.create(overrides))
         return OmegaConf.to_object(merged)
-    except OSError as error:
-        raise MotionPromptError(f"cannot read the configuration {path}: {error.strerror or error}") from error
-    except (OmegaConfBaseException, YAMLError, ValueError, TypeError, AttributeError) as error:
-        first_line = str(error).splitlines()[0]
+    except (OmegaConfBaseException, ValueError, TypeError, AttributeError, OverflowError) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0][:200]
         names = ", ".join(option.name for option in fields(MotionPromptConfig))
         raise MotionPromptError(
             f"bad configuration{f' {path}' if path else ''}: {first_line}; names are {names}"
         ) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The values in a YAML file, which must be names with plain values, of a version that is known."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MotionPromptError(f"cannot read the configuration {path}: {error.strerror or error}") from error
+    except (ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        said = " ".join(str(error).split())[:500]
+        raise MotionPromptError(f"the configuration {path} is not YAML: {said}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or any(isinstance(value, (dict, list, set, tuple)) for value in values.values()):
+        raise MotionPromptError(f"the configuration {path} must hold lines of the form 'name: value'")
+    if values.pop("version", 1) not in range(1, VERSION + 1):
+        raise MotionPromptError(f"{path} is of a version that this mp_hooks does not know; install a newer one")
+    return values
 
 
 def add_config_flags(parser: argparse.ArgumentParser) -> None:
@@ -146,8 +167,9 @@ def _check(option: Field, value: Any) -> None:
     if value is None:
         return
     if "choices" in limits and value not in limits["choices"]:
-        raise MotionPromptError(f"{option.name} is '{value}'; choose one of: {', '.join(limits['choices'])}")
-    # written so that NaN fails too
+        raise MotionPromptError(f"{option.name} is '{value:.80}'; choose one of: {', '.join(limits['choices'])}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise MotionPromptError(f"{option.name} is {value}; it must be a finite number")
     if "at_least" in limits and not value >= limits["at_least"]:
         raise MotionPromptError(f"{option.name} is {value}; it must be at least {limits['at_least']}")
     if "at_most" in limits and not value <= limits["at_most"]:

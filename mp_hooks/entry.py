@@ -84,6 +84,8 @@ def install(model: Any, args: Any, output: str | Path | None = None) -> None:
     output: the folder of the videos, where none of the host's arguments says it.
     """
     if args.motionprompt:
+        if _session is None:
+            raise MotionPromptError("the host's run is not decorated; patch it again with mp-patch")
         _session.install(model, output)
 
 

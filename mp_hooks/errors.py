@@ -22,7 +22,7 @@ def unknown_name(kind: str, name: str, valid: list[str]) -> MotionPromptError:
 
 
 def exits_cleanly(main: Callable[P, int | None]) -> Callable[P, int]:
-    """Wrap a command's main: a MotionPromptError becomes one line on stderr and exit code 2."""
+    """Wrap a command's main: a MotionPromptError or a missing package is one line on stderr and exit code 2."""
 
     @wraps(main)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> int:
@@ -30,6 +30,9 @@ def exits_cleanly(main: Callable[P, int | None]) -> Callable[P, int]:
             return main(*args, **kwargs) or 0
         except MotionPromptError as error:
             print(f"error: {error}", file=sys.stderr)
+            return EXIT_USER_ERROR
+        except ModuleNotFoundError as error:
+            print(f"error: this needs the Python module {error.name}; pip install its package", file=sys.stderr)
             return EXIT_USER_ERROR
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

@@ -137,10 +137,10 @@ def _read_gif(path: str | Path) -> tuple[np.ndarray, float]:
                 (np.asarray(page.convert("RGB")), page.info.get("duration", 0))
                 for page in ImageSequence.Iterator(image)
             ]
-    except (OSError, ValueError) as error:
+        milliseconds = sum(duration for _, duration in pages) / len(pages)
+        return np.stack([page for page, _ in pages]), 1000 / milliseconds if milliseconds else 10.0
+    except Exception as error:  # Pillow raises many kinds; each means that the file is broken
         raise MotionPromptError(f"cannot read {path} as a gif; re-encode or remove it") from error
-    milliseconds = sum(duration for _, duration in pages) / len(pages)
-    return np.stack([page for page, _ in pages]), 1000 / milliseconds if milliseconds else 10.0
 
 
 def _write_gif(path: Path, frames: np.ndarray, fps: float) -> None:

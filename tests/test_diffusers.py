@@ -108,14 +108,11 @@ def test_ltx_attends_to_the_tokens(tokens: int) -> None:
 
 def test_wan_computes_the_unconditional_branch_once() -> None:
     """Per guided step: unconditional, two updates, the step itself; the host's second call costs nothing."""
-    case, calls = WanCase(), []
+    case, passes = WanCase(), []
     with case.open() as pipe:
-        handle = pipe.transformer.register_forward_pre_hook(lambda *_: calls.append("host"))
-        layer = pipe.transformer.condition_embedder.register_forward_pre_hook(lambda *_: calls.append("pass"))
-        with backbones.motionprompt(pipe, case.config):
+        handle = pipe.transformer.register_forward_pre_hook(lambda *_: passes.append(1))
+        with backbones.motionprompt(pipe, replace(case.config, checkpointing="none")):
             case.sample(pipe, case.prompts, seed=7)
         handle.remove()
-        layer.remove()
     guided, plain = 2, 2
-    assert calls.count("host") == 2 * 4
-    assert calls.count("pass") == guided * (1 + case.config.iterations + 1) + plain * 2
+    assert len(passes) == guided * (1 + case.config.iterations + 1) + plain * 2

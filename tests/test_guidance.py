@@ -211,6 +211,14 @@ def test_configuration_round_trip(tmp_path: Path) -> None:
     config = MotionPromptConfig(tokens=3, seed=5, trace="t.jsonl", progress=False)
     config.save(tmp_path / "c.yaml")
     assert load_config(tmp_path / "c.yaml") == config
+    assert (tmp_path / "c.yaml").read_text().startswith("version: 1\n")
+
+
+@pytest.mark.parametrize("version", ["2", "0", "new", "null"])
+def test_a_configuration_of_another_version_is_refused(tmp_path: Path, version: str) -> None:
+    (tmp_path / "c.yaml").write_text(f"version: {version}\ntokens: 2\n")
+    with pytest.raises(MotionPromptError, match="install a newer one"):
+        load_config(tmp_path / "c.yaml")
 
 
 def test_a_preset_gives_way_to_file_and_flags(tmp_path: Path) -> None:
@@ -252,6 +260,7 @@ def test_every_option_has_a_flag() -> None:
         ({"start": 0.5, "stop": 0.4}, "before stop"),
         ({"min_interval": 5, "max_interval": 2}, "max_interval"),
         ({"learning_rate": math.nan}, "learning_rate"),
+        ({"lambda_tv": math.inf}, "lambda_tv is inf"),
         ({"no_such_option": 1}, "no_such_option"),
         ({"tokens": "many"}, "tokens"),
     ],

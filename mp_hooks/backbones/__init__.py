@@ -61,10 +61,9 @@ def apply_patch(host: Any, config: MotionPromptConfig | None = None) -> None:
 
 
 def attach(host: Any, method: MotionPrompt) -> None:
-    """`apply_patch` with a method that is loaded already; it moves to where the host's weights are."""
+    """`apply_patch` with a method that is loaded already."""
     remove_patch(host)
     adapter = adapter_for(host)
-    method.to(next(weight.device for module in adapter.modules() for weight in module.parameters()))
     adapter.apply(method)
     vars(host)[ADAPTER] = adapter
 

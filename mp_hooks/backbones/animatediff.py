@@ -27,8 +27,9 @@ class AnimateDiff(InflatedStableDiffusion):
     def prompts(self, *args: Any, **kwargs: Any) -> list[str] | None:
         prompts = super().prompts(*args, **kwargs)
         given = self.asked.get("latents") if prompts else None
-        one_for_all = given is not None and isinstance(self.asked["prompt"], str)
-        return prompts * len(given) if one_for_all else prompts
+        if prompts is None or given is None or not isinstance(self.asked["prompt"], str):
+            return prompts
+        return prompts * len(given)  # one for all
 
     def branch_arguments(self, step: Step, rows: Tensor) -> dict[str, Any]:
         """Text rows, and this branch's part of SparseCtrl's residuals, which the host computed for both."""

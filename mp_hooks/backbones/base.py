@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +14,9 @@ from torch import Tensor, nn
 
 from mp_hooks.backbones.checkpointing import POLICIES, checkpoint_blocks, choose, free_memory
 from mp_hooks.backbones.hooks import Hooks
+from mp_hooks.errors import MotionPromptError
 from mp_hooks.guidance import MotionPrompt, Run, Step
+from mp_hooks.guidance.method import is_out_of_memory, rng_rewind
 from mp_hooks.guidance.tokens import TextInput
 
 Site = tuple[Any, str]  # an object or class, and the name of its function to wrap
@@ -27,6 +31,7 @@ class Adapter(ABC):
     """
 
     name: ClassVar[str]  # in the registry, and of the manifest in patches/ if there is one
+    method: MotionPrompt  # while hooked
     # class names of the blocks to checkpoint
     attention_blocks: ClassVar[tuple[str, ...]] = ("BasicTransformerBlock",)
     other_blocks: ClassVar[tuple[str, ...]] = ("ResBlock", "ResnetBlock", "ResnetBlock2D", "ResnetBlock3D")
@@ -34,9 +39,8 @@ class Adapter(ABC):
     def __init__(self, host: Any) -> None:
         self.host = host
         self.hooks = Hooks()
-        self.method: MotionPrompt | None = None
-        self.current: Run | None = None
         self._chosen: dict[torch.Size, str] = {}  # checkpointing, by the latents' size
+        self.current: Run | None = None
 
     # --- which hosts
 
@@ -137,11 +141,11 @@ class Adapter(ABC):
         asked = self.method.config.checkpointing
         if asked != "auto":
             return asked
-        size = step.latents.shape
-        if size not in self._chosen:
+        size, run = step.latents.shape, self.current
+        if run is not None and size not in self._chosen:
             weights = [weight for module in self.modules() for weight in module.parameters()]
             free = free_memory(step.latents.device)
-            self._chosen[size] = choose(lambda: self.current.rehearse(step), blocks, weights, free)
+            self._chosen[size] = choose(lambda: run.rehearse(step), blocks, weights, free)
         return self._chosen[size]
 
     def during(self, step: Step, hooks: Hooks) -> None:
@@ -170,19 +174,40 @@ class Adapter(ABC):
         prompts = self.prompts(*args, **kwargs)
         if prompts is None:
             return original(*args, **kwargs)
-        self.current = self.method.run(self, prompts)
+        run = self.current = self.method.run(self, prompts)
         try:
             return original(*args, **kwargs)
         finally:
-            self.current.close()
             self.current = None
+            run.close()
 
     def _around_step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        step = self.read(*args, **kwargs) if self.current is not None else None
-        if step is None or not self.current.guides(step):
+        run = self.current
+        if run is not None and run.thread != threading.get_ident():
+            raise MotionPromptError(
+                "two threads sample one model, of which one does with MotionPrompt; give each thread a model of its own"
+            )
+        step = None if run is None else self.read(*args, **kwargs)
+        if run is None or step is None or not run.guides(step):
             return original(*args, **kwargs)
-        with self.scope(step):
-            return self.take(step, self.current.guide(step))
+        rewind = rng_rewind(step.latents.device)
+        out_of_memory = False
+        try:
+            with self.scope(step):
+                result = self.take(step, run.guide(step))
+            if run.accepts(result):
+                return result
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            out_of_memory = True
+        # here, because the exception would keep everything that is to be freed
+        if out_of_memory:
+            gc.collect()
+            torch.cuda.empty_cache()
+        run.leave_unguided(step, out_of_memory=out_of_memory)
+        rewind()
+        return original(*args, **kwargs)
 
 
 def detached(value: Any) -> Any:

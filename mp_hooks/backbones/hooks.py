@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ Around = Callable[..., Any]
 
 _ABSENT = object()  # the attribute came from the class: removal deletes ours instead of storing a copy
 _sites: dict[tuple[int, str], _Site] = {}
+_lock = threading.Lock()  # of _sites and of the handlers in them
 
 
 class _Site:
@@ -21,7 +23,7 @@ class _Site:
         self.owner, self.name = owner, name
         self.stored = vars(owner).get(name, _ABSENT)
         self.original = getattr(owner, name)
-        self.handlers: list[Around] = []
+        self.handlers: tuple[Around, ...] = ()  # replaced, never changed: a call under way keeps its own
 
         def dispatch(*args: Any, **kwargs: Any) -> Any:
             call = self.original
@@ -29,10 +31,13 @@ class _Site:
                 call = _bind(handler, call)
             return call(*args, **kwargs)
 
-        dispatch.__wrapped__ = self.original  # signature and names stay the host's
+        vars(dispatch)["__wrapped__"] = self.original  # signature and names stay the host's
+        self.dispatch = dispatch
         setattr(owner, name, dispatch)
 
     def restore(self) -> None:
+        if vars(self.owner).get(self.name) is not self.dispatch:
+            return  # somebody has put another function in its place meanwhile, which stays
         if self.stored is _ABSENT:
             delattr(self.owner, self.name)
         else:
@@ -63,10 +68,11 @@ class Hooks:
                 "mp-patch --list for the commit that is"
             )
         key = (id(owner), name)
-        site = _sites.get(key)
-        if site is None:
-            site = _sites[key] = _Site(owner, name)
-        site.handlers.append(around)
+        with _lock:
+            site = _sites.get(key)
+            if site is None:
+                site = _sites[key] = _Site(owner, name)
+            site.handlers += (around,)
         self._wrapped.append((site, around))
         return site.original
 
@@ -74,7 +80,10 @@ class Hooks:
         """Take these hooks away; other patches of the same sites stay."""
         while self._wrapped:
             site, around = self._wrapped.pop()
-            site.handlers.remove(around)
-            if not site.handlers:
-                site.restore()
-                del _sites[id(site.owner), site.name]
+            with _lock:
+                handlers = list(site.handlers)
+                handlers.remove(around)
+                site.handlers = tuple(handlers)
+                if not handlers:
+                    site.restore()
+                    del _sites[id(site.owner), site.name]

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mp_hooks.config import MotionPromptConfig
 
 BATCH = 8  # clips of a file of prompts sampled together
+LONGEST_NAME = 240  # bytes; file systems allow 255, and a temporary name is longer
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -110,7 +111,8 @@ def _for_file(args: argparse.Namespace, pipe: object, config: MotionPromptConfig
             prompts, seeds = [prompt for _, prompt, _ in batch], [seed for *_, seed in batch]
             videos = mini.sample(prompts, seeds, args.steps, args.guidance_scale, pipe)
         for (name, *_), video in zip(batch, videos, strict=True):
-            write_video(args.out / name, as_frames(video), mini.FRAME_RATE)
+            if not (args.out / name).is_file():  # what a killed run has finished stays
+                write_video(args.out / name, as_frames(video), mini.FRAME_RATE)
     print(f"{sum(len(batch) for _, batch in batches)} clips in {args.out}")
     return 0
 
@@ -134,6 +136,9 @@ def _clips(args: argparse.Namespace) -> list[tuple[str, str, int]]:
         for prompt in prompts
         for number in range(args.seeds)
     ]
+    for name, prompt, _ in clips:
+        if len(name.encode()) > LONGEST_NAME or "\0" in name:
+            raise MotionPromptError(f"no file can be named after {prompt[:40]!r}; give prompts of up to 200 letters")
     if not clips or len({name for name, *_ in clips}) < len(clips):
         raise MotionPromptError(f"{args.prompts} holds no prompt, or one twice; give each prompt once")
     return clips

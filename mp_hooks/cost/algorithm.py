@@ -126,11 +126,14 @@ def cost(full: FullSize, config: MotionPromptConfig) -> Cost:
 
 
 class _CountedRun(Run):
-    """Every step is guided, and no update moves a token: whether a fake gradient is finite cannot be told."""
+    """Every step is guided, and no update moves a token: whether fake numbers are finite cannot be told."""
 
     method: _CountedMethod
 
     def guides(self, _step: Any) -> bool:
+        return True
+
+    def accepts(self, _taken: Any) -> bool:
         return True
 
     def _loss(self, *args: Any) -> Any:

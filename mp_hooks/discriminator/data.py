@@ -136,7 +136,7 @@ def find_clips(videos: str | Path, real: bool, exclude: Sequence[str] = ()) -> l
             row.get("pair_id") or "",
             row.get("pair_role") or "",
         )
-        for (path, row), group in zip(rows.items(), _groups(rows.values()), strict=True)
+        for (path, row), group in zip(rows.items(), _groups(list(rows.values())), strict=True)
     ]
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from mp_hooks.errors import MotionPromptError, unknown_name
 from mp_hooks.files import replacing
 
+LARGEST = 1024  # any size a judge may have
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"}
@@ -51,6 +52,15 @@ class DiscriminatorConfig:
     max_interval: int = 3  # its frame pairs lay 1..max_interval such frames apart
 
     def __post_init__(self) -> None:
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if option.type == "str":
+                sound = isinstance(value, str)
+            else:
+                sound = type(value) in (int, float) and 0 <= value <= LARGEST and (option.type == "float" or value >= 1)
+                sound = sound and (option.type == "float" or isinstance(value, int))
+            if not sound:
+                raise MotionPromptError(f"{option.name} of a discriminator cannot be {value!r:.40}")
         if self.normalise not in NORMALISATIONS:
             raise unknown_name("flow normalisation", self.normalise, NORMALISATIONS)
         if self.backbone == "small" and self.image_size % self.patch_size:
@@ -123,8 +133,13 @@ class FlowDiscriminator(nn.Module):
         another kind, and weights that do not fit the configuration.
         """
         folder = _downloaded(str(folder)) if _is_hub_name(folder) else Path(folder)
-        model = cls(_read_config(folder))
-        state = _read_weights(folder)
+        config, state = _read_config(folder), _read_weights(folder)
+        if config.backbone == "small" and SmallViT.least_size(config) > sum(value.numel() for value in state.values()):
+            raise MotionPromptError(f"{folder / CONFIG_FILE} asks for more weights than {WEIGHTS_FILE} holds")
+        try:
+            model = cls(config)
+        except (ValueError, AssertionError, RuntimeError) as error:
+            raise MotionPromptError(f"{folder / CONFIG_FILE} describes no discriminator: {error}") from error
         expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         found = {name: tuple(value.shape) for name, value in state.items()}
         if found != expected:
@@ -150,6 +165,11 @@ class SmallViT(nn.Module):
             width, config.heads, 2 * width, config.dropout, activation="gelu", batch_first=True, norm_first=True
         )
         self.encoder = nn.TransformerEncoder(layer, config.depth, nn.LayerNorm(width), enable_nested_tensor=False)
+
+    @staticmethod
+    def least_size(config: DiscriminatorConfig) -> int:
+        """Weights that it has at least: its layers' matrices, and the positions."""
+        return config.depth * 8 * config.width**2 + (config.image_size // config.patch_size) ** 2 * config.width
 
     def forward(self, image: Tensor) -> Tensor:
         tokens = self.patches(image).flatten(2).transpose(1, 2)
@@ -233,7 +253,7 @@ def _read_config(folder: Path) -> DiscriminatorConfig:
         )
     try:
         values = json.loads(path.read_text())
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise MotionPromptError(f"{path} is not JSON ({error}); restore it from the training output") from error
     if not isinstance(values, dict) or values.pop("model", None) != FlowDiscriminator.__name__:
         raise MotionPromptError(f"{path} is not a flow discriminator's; give a folder written by 'discriminator train'")

@@ -109,7 +109,8 @@ def read_shards(folder: str | Path, real: bool, exclude: Sequence[str] = ()) -> 
         raise MotionPromptError(
             f"{len(missing)} of {len(numbers)} shards are missing in {folder}; run 'motionprompt flow extract' again"
         )
-    flows, owners, clips, facts = [], [], [], []
+    flows, owners, facts = [], [], []
+    clips: list[Clip] = []
     for number in numbers:
         for record, flow in _examples(_shard(folder, number)):
             if any(fnmatch(name, glob) for name in (record["path"], *Path(record["path"]).parts) for glob in exclude):
@@ -251,7 +252,8 @@ def _examples(path: Path) -> Iterator[tuple[dict, Tensor]]:
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                content = tar.extractfile(member).read()
+                file = tar.extractfile(member)
+                content = file.read() if file else b""
                 if member.name.endswith(".npy"):
                     field = torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))
                 else:

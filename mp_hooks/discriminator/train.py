@@ -206,7 +206,7 @@ def fit(
         world, here = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
         trainer = pl.Trainer(
             max_epochs=training.epochs,
-            precision=training.precision,
+            precision=training.precision,  # type: ignore[arg-type]
             accelerator="auto",
             devices=here,
             num_nodes=world // here,

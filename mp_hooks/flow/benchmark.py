@@ -121,14 +121,15 @@ def farneback() -> Estimate:
         raise MotionPromptError("Farneback needs OpenCV: pip install opencv-python-headless") from error
 
     def estimate(first: Tensor, second: Tensor) -> Tensor:
-        grey = [
+        earlier, later = (
             cv2.cvtColor(
                 ((frame[0] + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy(), cv2.COLOR_RGB2GRAY
             )
             for frame in (first, second)
-        ]
+        )
+        still = torch.zeros(*earlier.shape, 2).numpy()  # where it starts
         flow = cv2.calcOpticalFlowFarneback(
-            *grey, None, pyr_scale=0.5, levels=5, winsize=15, iterations=3, poly_n=5, poly_sigma=1.2, flags=0
+            earlier, later, still, pyr_scale=0.5, levels=5, winsize=15, iterations=3, poly_n=5, poly_sigma=1.2, flags=0
         )
         return torch.from_numpy(flow).permute(2, 0, 1).unsqueeze(0)
 

@@ -5,9 +5,10 @@ This module knows no backbone. A `Host` answers for the model that samples; `mp_
 
 from __future__ import annotations
 
+import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -106,13 +107,6 @@ class MotionPrompt:
         self._runs += 1
         return run
 
-    def to(self, device: torch.device) -> None:
-        """Move judge and flow estimator."""
-        self.objective.judge.to(device)
-        self.objective.flow.to(device)
-        if self.decoder:
-            self.decoder.to(device)
-
     def close(self) -> None:
         """Close the trace."""
         self.trace.close()
@@ -130,7 +124,10 @@ class Run:
             raise MotionPromptError(f"init_word '{config.init_word}' is nothing to the host's tokenizer; give a word")
         self.initial = initial_tokens(self._text, word, config.tokens)
         self.tokens = self.initial.expand(len(prompts), -1, -1).clone()
-        self.skipped = 0
+        self.thread = threading.get_ident()  # in which it samples
+        self.skipped = 0  # updates
+        self.unguided = 0  # steps that would have been guided
+        self._out_of_memory = False
         self._seed = torch.initial_seed() if config.seed is None else config.seed
         self._generator = torch.Generator().manual_seed(self._seed)  # the host's noise stays its own
         self._warned = self._warned_of_excerpt = False
@@ -140,6 +137,9 @@ class Run:
     def guides(self, step: Step) -> bool:
         """Whether this step is a guided one; outside the window the original prompt is used. Moves the bar."""
         guided = step.index in guided_window(step.total, self.config.start, self.config.stop)
+        guided = guided and not self._out_of_memory
+        if guided:
+            self.tokens, self.initial = (value.to(step.latents.device) for value in (self.tokens, self.initial))
         self._bar.total = step.total
         self._bar.set_description("guided" if guided else "plain ", refresh=False)
         self._bar.update(step.index + 1 - self._bar.n)
@@ -155,7 +155,12 @@ class Run:
             raise MotionPromptError(
                 "MotionPrompt needs gradients, which torch.inference_mode forbids; sample under torch.no_grad()"
             )
-        with frozen(self.host.modules()), widened(self.host.vae()), rng_kept(step.latents.device):
+        with (
+            frozen(self.host.modules()),
+            widened(self.host.vae()),
+            rng_kept(step.latents.device),
+            repeatable(self.config.deterministic),
+        ):
             with torch.enable_grad():
                 self._optimise(step)
             with torch.no_grad():
@@ -168,12 +173,34 @@ class Run:
             near, _ = self._near(step, generator)
             self._loss(near, self.tokens.detach().requires_grad_(), *self._draw(near, generator))
 
+    def accepts(self, taken: Any) -> bool:
+        """Whether what the host's step came to is finite."""
+        return all_finite(taken)
+
+    def leave_unguided(self, step: Step, *, out_of_memory: bool) -> None:
+        """Note that the host takes this step as its own: guided, it was not finite, or memory did not suffice.
+
+        After the latter the rest of the run is not guided, so that what was sampled so far is kept.
+        """
+        self.unguided += 1
+        self._out_of_memory = out_of_memory
+        reason = "out of memory" if out_of_memory else "not finite"
+        self.method.trace.write("unguided", run=self.number, step=step.index, reason=reason)
+        if out_of_memory:
+            warnings.warn(
+                f"out of memory at guided step {step.index}: the rest of this run is sampled without guidance; fewer "
+                "frame pairs, fewer frames or smaller ones need less",
+                stacklevel=2,
+            )
+
     def close(self) -> None:
-        """End the run: the bar goes, updates that were skipped are told."""
+        """End the run: the bar goes, what was skipped is told."""
         self._bar.close()
-        self.method.trace.write("end", run=self.number, skipped=self.skipped)
+        self.method.trace.write("end", run=self.number, skipped=self.skipped, unguided=self.unguided)
         if self.skipped:
             warnings.warn(f"{self.skipped} token updates were not finite and were skipped", stacklevel=2)
+        if self.unguided and not self._out_of_memory:
+            warnings.warn(f"{self.unguided} guided steps were not finite and were taken without guidance", stacklevel=2)
 
     def _optimise(self, step: Step) -> None:
         """K updates of T; a fresh optimiser each step, T carried over."""
@@ -244,7 +271,7 @@ class Run:
         """l_total of z0_hat under c(T), at these frame pairs [p, 2]."""
         clean = full_precision(self.host.predict_clean(step, self._encode(tokens)))
         wanted = sorted({frame for pair in pairs.tolist() for frame in pair})
-        decode = self.method.decoder or self.host.decode
+        decode = self.method.decoder.to(clean.device) if self.method.decoder else self.host.decode
         with torch.autocast(clean.device.type, enabled=False):
             frames = full_precision(decode(clean, wanted)).transpose(1, 2)  # [b, n, 3, h, w]
         first, second = (frames[:, [wanted.index(frame) for frame in side]] for side in pairs.T.tolist())
@@ -266,7 +293,7 @@ class Run:
     def _finite_or_own(self, conditioning: Tensor, own: Tensor) -> Tensor:
         """Never hand the host a NaN: such a sample is stepped with its own prompt."""
         finite = conditioning.isfinite().flatten(1).all(1).view(-1, 1, 1)
-        return conditioning.to(own.dtype).where(finite, own)
+        return conditioning.to(own).where(finite.to(own.device), own)
 
     def _record(
         self,
@@ -337,12 +364,57 @@ def widened(module: nn.Module) -> Iterator[None]:
             weight.data = values
 
 
+@contextmanager
+def repeatable(wanted: bool) -> Iterator[None]:
+    """Inside, if `wanted`, torch takes its deterministic algorithms and warns where it has none; flags are put back."""
+    flags = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    if wanted:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(flags[0], warn_only=flags[1])
+        torch.backends.cudnn.benchmark = benchmark
+
+
 def rng_kept(device: torch.device) -> Any:
     """Context in which the global generators may be drawn from and afterwards stand where they stood.
 
     Some hosts' steps draw noise even when they do not use it.
     """
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
+def rng_rewind(device: torch.device) -> Callable[[], None]:
+    """A function that puts the global generators back to where they stand now."""
+    cpu = torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def rewind() -> None:
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda, device)
+
+    return rewind
+
+
+def all_finite(values: Any) -> bool:
+    """Whether every number in tensors, also inside tuples, lists and dicts, is finite."""
+    if isinstance(values, Tensor):
+        return bool(values.isfinite().all())
+    if isinstance(values, dict):
+        return all_finite(list(values.values()))
+    return all(map(all_finite, values)) if isinstance(values, (list, tuple)) else True
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory, the device's or the computer's, did not suffice; only CUDA's has an exception of its own."""
+    told = str(error).lower()
+    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and ("out of memory" in told or "can't allocate memory" in told)
+    )
 
 
 def full_precision(values: Tensor) -> Tensor:

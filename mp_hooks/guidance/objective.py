@@ -88,24 +88,28 @@ class Objective:
     variation: Callable[[Tensor], Tensor] = total_variation
 
     def __call__(self, first: Tensor, second: Tensor, tokens: Tensor, initial: Tensor, corner: Tensor) -> Loss:
-        """Loss of frame pairs.
+        """Loss of frame pairs, computed where the frames are: judge and flow estimator move there.
 
         Args:
             first, second: frames [b, p, 3, h, w] in [-1, 1], p pairs a sample.
             tokens, initial: T [b, n, d] and T0 [n, d].
             corner: where each pair's square crop lies along the longer side, in [0, 1], [p].
         """
+        if next(self.judge.parameters()).device != first.device:
+            self.judge.to(first.device)
+            self.flow.to(first.device)
         samples, pairs = first.shape[:2]
         size = self.judge.config.flow_size
         views = [
             torch.stack([square(frames[:, n], size, place) for n, place in enumerate(corner.tolist())], 1).flatten(0, 1)
             for frames in (first, second)
         ]
-        flow = self.flow(*views)
+        earlier, later = views
+        flow = self.flow(earlier, later)
         logits = self.judge(flow)
         disc = discriminator_loss(logits).view(samples, pairs).mean(1)
         tv = self.variation(flow).view(samples, pairs).mean(1)
-        photo = photometric_error(*views, flow).view(samples, pairs).mean(1)
+        photo = photometric_error(earlier, later, flow).view(samples, pairs).mean(1)
         reg = token_distance(tokens, initial)
         total = self.lambda_disc * disc + self.lambda_tv * tv + self.lambda_reg * reg + self.lambda_photo * photo
         phi = torch.sigmoid(logits.detach()).view(samples, pairs).mean(1)

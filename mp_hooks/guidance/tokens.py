@@ -33,9 +33,11 @@ class TextInput:
 
 def initial_tokens(text: TextInput, word_ids: Sequence[int], count: int) -> Tensor:
     """T0: float32 [count, d], each the embedding of the initial word (the mean over its pieces, if several)."""
-    weight = text.embedding.weight.detach()
-    rows = weight[torch.as_tensor(list(word_ids), device=weight.device)]
-    return rows.float().mean(0, keepdim=True).repeat(count, 1)
+    # By the layer, not from its weight: offloaded weights are there only while the layer runs.
+    device = text.embedding.weight.device
+    ids = torch.as_tensor(list(word_ids), device="cpu" if device.type == "meta" else device)
+    with torch.no_grad():
+        return text.embedding(ids).float().mean(0, keepdim=True).repeat(count, 1)
 
 
 def insert_slots(ids: Tensor, text: TextInput, count: int, placement: str) -> tuple[Tensor, Tensor, int]:
@@ -87,7 +89,7 @@ def injected(text: TextInput, tokens: Tensor, placement: str) -> Iterator[dict[s
         return (ids, *args[1:])
 
     def write(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return output.masked_scatter(slots.pop().unsqueeze(-1), tokens.to(output.dtype))
+        return output.masked_scatter(slots.pop().unsqueeze(-1), tokens.to(output))
 
     handles = [text.embedding.register_forward_pre_hook(make_room), text.embedding.register_forward_hook(write)]
     try:

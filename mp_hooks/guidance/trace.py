@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import resource
 import sys
+import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -30,19 +32,26 @@ class Trace:
                 raise MotionPromptError(f"cannot write the trace {path}: {error.strerror}") from error
 
     def write(self, event: str, **record: Any) -> None:
-        """Append one record."""
-        if self._file is not None:
+        """Append one record. Where that is not possible, on a full disk say, a warning tells, and the run goes on."""
+        if self._file is None:
+            return
+        try:
             self._file.write(json.dumps({"event": event, **record}) + "\n")
             self._file.flush()
+        except OSError as error:
+            warnings.warn(f"the trace {self._file.name} ends here: {error.strerror}; the run goes on", stacklevel=2)
+            self.close()
 
     def close(self) -> None:
-        """Close the file; writing afterwards is an error of the caller."""
+        """Close the file; nothing is written afterwards."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # what could not be written yet
+                self._file.close()
+            self._file = None
 
 
 def read_trace(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a trace file; a last line cut off by a kill is left out."""
+    """The records of a trace file; a last line cut off by a kill is left out. MotionPromptError if it is no trace."""
     records = []
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -50,10 +59,14 @@ def read_trace(path: str | Path) -> list[dict[str, Any]]:
         raise MotionPromptError(f"cannot read the trace {path}: {error}") from error
     for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise MotionPromptError(f"{path} is no trace: line {number} is not JSON") from error
+            record = json.loads(line)
+            if not isinstance(record["event"], str):
+                raise TypeError("an event is named by text")
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            if number == len(lines):
+                break
+            raise MotionPromptError(f"{path} is no trace: line {number} is none of its records") from error
+        records.append(record)
     return records
 
 

@@ -137,7 +137,7 @@ def _insert(lines: list[Line], edit: Edit, index: int) -> None:
 
 
 def _take_out(lines: list[Line], edit: Edit) -> None:
-    index = _find(lines, edit)
+    index = next(index for index, line in enumerate(lines) if _carries(line, edit))
     text, ending = lines[index]
     if edit.place == "end":
         before, anchor, rest = text.partition(edit.anchor)

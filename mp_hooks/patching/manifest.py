@@ -104,7 +104,7 @@ def read(path: Path) -> Manifest:
     try:
         return _manifest(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
-        raise MotionPromptError(f"cannot read the manifest {path}: {' '.join(str(error).split())}") from error
+        raise MotionPromptError(f"cannot read the manifest {path}: {' '.join(str(error).split())[:500]}") from error
     except MotionPromptError as error:
         raise MotionPromptError(f"faulty manifest {path}: {error}") from error
 

@@ -52,12 +52,13 @@ def parse_ballot(content: Any, study: Study) -> Ballot:
         raise ValueError("the answers are malformed")
     choices: dict[str, str | None] = {}
     for answer in answers:
-        if not isinstance(answer, dict) or answer.get("trial") not in study.trials or answer["trial"] in choices:
+        trial = answer.get("trial") if isinstance(answer, dict) else None
+        if not isinstance(trial, str) or trial not in study.trials or trial in choices:
             raise ValueError("an answer is to no trial of this study, or the second to one")
         sides = {side: answer.get(side) for side in ("left", "right")}
-        if sorted(map(str, sides.values())) != sorted(study.trials[answer["trial"]]):
+        if sorted(map(str, sides.values())) != sorted(study.trials[trial]):
             raise ValueError("an answer names other clips than its trial has")
         if answer.get("choice") not in CHOICES:
             raise ValueError(f"a choice is none of {', '.join(CHOICES)}")
-        choices[answer["trial"]] = sides.get(answer["choice"])
+        choices[trial] = sides.get(answer["choice"])
     return Ballot(voter, choices)

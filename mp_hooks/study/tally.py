@@ -102,7 +102,7 @@ def _files(entry: Path) -> list[Path]:
 def _read(path: Path, study: Study) -> Ballot:
     try:
         return parse_ballot(json.loads(path.read_text(encoding="utf-8")), study)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise MotionPromptError(f"{path} is no ballot of this study: {error}; leave it out") from error
 
 

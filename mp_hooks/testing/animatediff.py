@@ -162,7 +162,7 @@ class AnimateDiffCase(DiffusersCase):
         script = ["python", "-m", "scripts.animate"]
         return Command(script, words, self.checkout, self.checkout / "samples", dated=True)
 
-    def sample(self, host: Any, prompts: list[str], seed: int) -> Tensor:
+    def sample(self, host: Any, prompts: list[str], seed: int, **extra: Any) -> Tensor:
         """The latents that the host is about to decode."""
         torch.manual_seed(seed)
         given = {}
@@ -171,7 +171,7 @@ class AnimateDiffCase(DiffusersCase):
             given = {"controlnet_images": pictures, "controlnet_image_index": list(range(self.pictures))}
         with swapped(host, "decode_latents", lambda latents: latents):
             settings = {"num_inference_steps": 4, "output_type": "latent", **self.settings, **self.options, **given}
-            return host(prompts, **settings).videos
+            return host(prompts, **settings, **extra).videos
 
     def own_decode(self, host: Any, clean: Tensor) -> Tensor:
         frames = [host.vae.decode(frame / LATENT_SCALE).sample for frame in clean.unbind(2)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from mp_hooks import backbones
-from mp_hooks.backbones.base import Adapter
 from mp_hooks.errors import MotionPromptError
-from mp_hooks.guidance import MotionPrompt, MotionPromptConfig, Run, Step
+from mp_hooks.guidance import Host, MotionPrompt, MotionPromptConfig, Run, Step
 from mp_hooks.testing.case import HostCase, MissingPackage
 
 
@@ -174,7 +173,7 @@ class ConformanceSuite:
 
         method = MotionPrompt(self.case.config)
         with pytest.raises(ZeroDivisionError), patched(host, method):
-            method.objective = fail
+            method.objective = fail  # type: ignore[assignment]
             self.sample(host)
         assert [parameter.requires_grad for parameter in parameters] == flags
         assert all(value is before[site] for site, value in self.stored(host).items())
@@ -268,9 +267,10 @@ class Recorder(MotionPrompt):
 
     def __init__(self, config: MotionPromptConfig, kind: type[Run] = RecordedRun) -> None:
         super().__init__(config)
-        self.kind, self.runs = kind, []
+        self.kind = kind
+        self.runs: list[Any] = []
 
-    def run(self, host: Adapter, prompts: list[str]) -> Run:
+    def run(self, host: Host, prompts: Sequence[str]) -> Run:
         self.runs.append(self.kind(self, host, list(prompts), number=len(self.runs)))
         return self.runs[-1]
 

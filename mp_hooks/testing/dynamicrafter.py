@@ -27,10 +27,7 @@ class DynamiCrafterCase(LVDMCase):
     ) -> None:
         super().__init__(checkout)
         self.version, self.cfg_img, self.ends = version, cfg_img, ends
-
-    @property
-    def script(self) -> str:
-        return f"scripts/run.sh {self.version}"
+        self.script = f"scripts/run.sh {version}"
 
     def tiny_config(self) -> Any:
         from omegaconf import OmegaConf

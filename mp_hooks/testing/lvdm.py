@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class LVDMCase(HostCase):
     """A LatentDiffusion model from one of the host's own configurations, made narrow."""
 
     steps, frames = 4, 4
-    script: ClassVar[str]
+    script: str
 
     def __init__(self, checkout: Path) -> None:
         self.checkout = checkout

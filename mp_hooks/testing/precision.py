@@ -87,7 +87,7 @@ def compare(case: DiffusersCase, config: MotionPromptConfig, steps: int) -> list
                 case.sample(pipe, case.prompts, seed=7, num_inference_steps=steps)
         finally:
             backbones.remove_patch(pipe)
-    return method.last.comparisons
+    return method.last.comparisons  # type: ignore[attr-defined]
 
 
 def table(found: list[Comparison]) -> str:

@@ -54,7 +54,7 @@ class AnimateDiff(BatchedGuidance):
         return clip_text(self.host)
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        device = self.host.text_encoder.device
+        device = self.host._execution_device
         embeds, _ = self.host.encode_prompt(list(prompts), device, 1, False, clip_skip=self.host.clip_skip)
         return embeds
 

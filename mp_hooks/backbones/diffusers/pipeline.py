@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from mp_hooks.backbones.base import Adapter, Site
 from mp_hooks.backbones.diffusers.schedule import clean_latents, schedule_index
+from mp_hooks.compat import swapped
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.guidance import Step
 
@@ -35,8 +38,8 @@ class DiffusersPipeline(Adapter):
     """A pipeline whose denoiser is one module.
 
     The run site is the pipeline class's `__call__` (an instance attribute would not be called), acting on this
-    pipeline alone; the step site is the forward of its denoiser. A subclass tells how the denoiser's arguments relate
-    to the contract's tensors.
+    pipeline alone; the step site is the call of its denoiser, as `forward` is replaced and put back by diffusers and
+    accelerate whenever they offload. A subclass tells how the denoiser's arguments relate to the contract's tensors.
     """
 
     pipeline: ClassVar[str]  # class name
@@ -94,7 +97,7 @@ class DiffusersPipeline(Adapter):
         return type(self.host), "__call__"
 
     def step_site(self) -> Site:
-        return getattr(self.host, self.denoiser), "forward"
+        return getattr(self.host, self.denoiser), "_call_impl"
 
     def prompts(self, *args: Any, **kwargs: Any) -> list[str] | None:
         call = inspect.signature(self.original_run).bind(*args, **kwargs)
@@ -119,7 +122,7 @@ class DiffusersPipeline(Adapter):
 
     def bound(self, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
         """The denoiser's arguments by name."""
-        return inspect.signature(self.original_step).bind(*args, **kwargs)
+        return inspect.signature(getattr(self.host, self.denoiser).forward).bind(*args, **kwargs)
 
     def step(self, latents: Tensor, rows: Tensor, call: Call) -> Step:
         """The step of this call, from the conditional branch's latents [b, c, t, h, w] and text rows [b, l, d]."""
@@ -134,6 +137,11 @@ class DiffusersPipeline(Adapter):
             frames=self.clip_frames(latents),
             call=call,
         )
+
+    @contextmanager
+    def scope(self, step: Step) -> Iterator[None]:
+        with super().scope(step), staying(self.modules()):
+            yield
 
     def predict_clean(self, step: Step, conditioning: Tensor) -> Tensor:
         output = self.branch(step, conditioning)
@@ -170,6 +178,25 @@ def excerpt_of_latents(step: Step, frames: range) -> Step:
     """The excerpt where a frame of latents is a frame of the clip, and nothing else is given frame by frame."""
     call = Call(step.call.arguments, step.call.negative, first=frames.start)
     return replace(step, latents=step.latents[:, :, frames.start : frames.stop], frames=len(frames), call=call)
+
+
+@contextmanager
+def staying(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Whole models that accelerate offloads (enable_model_cpu_offload) stay on the device once they are called.
+
+    It moves each model away as the next one is called, and the backward pass comes back to all of them.
+    """
+    offloaded = [(module, module._hf_hook) for module in modules if hasattr(module, "_hf_hook")]
+    offloaded = [(module, hook) for module, hook in offloaded if hasattr(hook, "prev_module_hook")]
+    places = [next(module.parameters()).device for module, _ in offloaded]
+    with ExitStack() as stack:
+        for _, hook in offloaded:
+            stack.enter_context(swapped(hook, "prev_module_hook", None))
+        try:
+            yield
+        finally:
+            for (module, _), place in zip(offloaded, places, strict=True):
+                module.to(place)
 
 
 class BatchedGuidance(DiffusersPipeline):

@@ -38,7 +38,7 @@ class TextToVideoSD(BatchedGuidance):
         return clip_text(self.host)
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        device, skip = self.host.text_encoder.device, self.asked["clip_skip"]
+        device, skip = self.host._execution_device, self.asked["clip_skip"]
         return self.host.encode_prompt(list(prompts), device, 1, False, clip_skip=skip)[0]
 
     def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:

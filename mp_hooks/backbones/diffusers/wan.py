@@ -12,6 +12,7 @@ from mp_hooks.backbones.base import Site
 from mp_hooks.backbones.diffusers.pipeline import Call, DiffusersPipeline
 from mp_hooks.backbones.diffusers.text import mask_counts, t5_text
 from mp_hooks.guidance import Step
+from mp_hooks.guidance.method import all_finite
 from mp_hooks.guidance.tokens import TextInput
 
 
@@ -30,7 +31,8 @@ class Wan(DiffusersPipeline):
     def prompts(self, *args: Any, **kwargs: Any) -> list[str] | None:
         prompts = super().prompts(*args, **kwargs)
         if prompts is not None:
-            self._conditional, self._step = False, None
+            self._conditional = False
+            self._step: Step | None = None
         return prompts
 
     def watch(self) -> dict[Site, Callable[..., Any]]:
@@ -48,7 +50,7 @@ class Wan(DiffusersPipeline):
             self._conditional = not (self.guided and self._conditional)
             if self._conditional:
                 self._step = None
-            elif self._step is not None:
+            elif self._step is not None and all_finite(self.unconditional(self._step)):
                 return self.returned(self._step, self.unconditional(self._step))
         return original(*args, **kwargs)
 
