@@ -133,6 +133,9 @@ def test_drift_compares_the_clips_highest_and_lowest_in_a_measure(
     assert "0.8750" in (out / "drift.csv").read_text()
     assert main([*command, "--group", "other"]) == 2
     assert "choose one of: base, mp" in capsys.readouterr().err
+    (tmp_path / "by.csv").write_text("arm,prompt,score\nmp,p,3\nmp,q,3\nmp,r,3\nmp,s,4\n")
+    assert main(command) == 2
+    assert "the same for clips of both groups" in capsys.readouterr().err
     (tmp_path / "by.csv").write_text("arm,prompt,score\nmp,q,2\nmp,p,3\nmp,r,1\nmp,s,4\n")
     assert main(command) == 2
     assert "other prompts" in capsys.readouterr().err

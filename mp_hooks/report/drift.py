@@ -96,7 +96,7 @@ def drift(traces: Sequence[Path], by: Path, measure: str, clips: int, group: str
     """Compare the token paths of the `clips` clips highest in `measure` with those of the `clips` lowest.
 
     The k-th row of the CSV is the k-th clip of the traces. Raises MotionPromptError when their numbers or prompts
-    differ, or when there are fewer than two clips.
+    differ, or when the measure does not tell two groups of clips apart.
     """
     steps, cosines, prompts = read_cosines(traces)
     values, named = read_measure(by, measure, group)
@@ -112,6 +112,8 @@ def drift(traces: Sequence[Path], by: Path, measure: str, clips: int, group: str
     clips = min(clips, len(order) // 2)
     if clips < 1:
         raise MotionPromptError(f"{by} has {len(order)} values of {measure}; two groups need at least 2")
+    if values[order[clips - 1]] == values[order[-clips]]:
+        raise MotionPromptError(f"{measure} is the same for clips of both groups; take another measure or fewer clips")
     return Drift(measure, steps, cosines[:, order[-clips:]], cosines[:, order[:clips]])
 
 
