@@ -82,16 +82,16 @@ def test_the_site_does_not_tell_which_clip_is_which(site: Path) -> None:
         assert trial["clips"][spoilt] == "spoilt"
 
 
-def test_a_folder_that_holds_something_else_is_left_alone(site: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_new_is_left_alone(site: Path, tmp_path: Path) -> None:
     groups = groups_of_folders([tmp_path / "A", tmp_path / "B"])
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("x")
-    with pytest.raises(MotionPromptError, match="something else"):
-        make(groups, tmp_path / "other")
-    before = key_of(site)["study"]
-    make(groups, site)
-    assert key_of(site)["study"] != before
-    assert len(list((site / "clips").iterdir())) == 2 * (PAIRS + CHECKS)
+    shutil.copyfile(key_file(site), tmp_path / "third.key.json")
+    before = key_of(site)
+    for folder in (tmp_path / "other", site, tmp_path / "third"):
+        with pytest.raises(MotionPromptError, match="give a new folder"):
+            make(groups, folder)
+    assert key_of(site) == before
 
 
 def test_tally_counts_and_leaves_out_the_inattentive(

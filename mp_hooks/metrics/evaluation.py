@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -150,4 +151,6 @@ def _in_common(groups: Groups) -> Groups:
         raise MotionPromptError(
             f"no clip is in all of {', '.join(groups)}; pairs are files of the same name (or give --suffixes)"
         )
+    if alone := sorted(set.union(*(set(clips) for clips in groups.values())) - common):
+        warnings.warn(f"{len(alone)} clips are not in all groups and are left out: {', '.join(alone)}", stacklevel=3)
     return {group: {name: clips[name] for name in sorted(common)} for group, clips in groups.items()}

@@ -32,14 +32,15 @@ def make(groups: Groups, site: Path, question: str = QUESTION, checks: int = 2, 
 
     The first of the two groups is the baseline. Clips get names that tell nothing. An attention check shows a clip
     beside itself with frames in disorder and pixelated, chosen by `seed`; answers to checks are in the key. Raises
-    MotionPromptError for other than two groups, and for a folder that holds something else.
+    MotionPromptError for other than two groups, and for a folder that is not new: a lost key makes its votes worthless.
     """
     if len(groups) != 2:
         raise MotionPromptError(f"a study compares two groups of clips, not {len(groups)}; give two folders")
-    if site.exists() and any(site.iterdir()) and not (site / STUDY_FILE).is_file():
-        raise MotionPromptError(f"{site} holds something else; give a new folder")
-    shutil.rmtree(site / "clips", ignore_errors=True)
-    (site / "clips").mkdir(parents=True, exist_ok=True)
+    if key_file(site).exists() or (site.exists() and any(site.iterdir())):
+        raise MotionPromptError(
+            f"{site} holds something, or {key_file(site)} is another study's key; give a new folder"
+        )
+    (site / "clips").mkdir(parents=True)
     baseline, other = groups
     trials, key = [], {}
 
