@@ -353,8 +353,12 @@ def frozen(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def widened(module: nn.Module) -> Iterator[None]:
-    """Weights of `module` in half precision are float32 inside; the very ones are back afterwards."""
-    own = [(weight, weight.data) for weight in (*module.parameters(), *module.buffers()) if weight.dtype in HALF]
+    """Weights of `module` in half precision are float32 inside; the very ones are back afterwards.
+
+    Weights that are offloaded layer by layer (on "meta") stay as they are: they come in when a layer is called.
+    """
+    weights = (*module.parameters(), *module.buffers())
+    own = [(weight, weight.data) for weight in weights if weight.dtype in HALF and not weight.is_meta]
     for weight, values in own:
         weight.data = values.float()
     try:

@@ -9,8 +9,8 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib import metadata
 from io import StringIO
@@ -64,12 +64,12 @@ def check_up(name: str, folder: Path, repo: Path | None = None, device: str | No
         manifest = patching.load(name)
         checkout = copy_of(manifest, repo or patching.default_checkout(manifest), folder / "host")
         patching.apply(manifest, checkout)
-        shims = needed(manifest.script.shims, device)
+        with quiet():
+            shims = needed(manifest.script.shims, device)
     elif repo is not None:
         raise MotionPromptError(f"{name} is a library, not a checkout; leave --repo out")
     (folder / "tiny").mkdir()
-    with redirect_stdout(StringIO()), redirect_stderr(StringIO()), warnings.catch_warnings():  # hosts talk
-        warnings.simplefilter("ignore")
+    with quiet():
         command = tiny(name, checkout).command(folder / "tiny")
     plain = run(command, ["--mp-device", device])
     guided = run(command, ["--mp-device", device, *GUIDANCE])
@@ -85,6 +85,14 @@ def check_up(name: str, folder: Path, repo: Path | None = None, device: str | No
         skipped=len(updated) - sum(updated),
         cuda_memory=max(record["peak_memory"] for record in iterations) if device == "cuda" else 0,
     )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing of what hosts and libraries say while they are imported and built is shown."""
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def copy_of(manifest: patching.Manifest, repo: Path, folder: Path) -> Path:
