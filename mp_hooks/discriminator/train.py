@@ -91,7 +91,7 @@ class Training(pl.LightningModule):
         torch.manual_seed(self.config.seed + self.global_step * self.trainer.world_size + self.global_rank)
         flow, real, weight = batch
         flow = turn_and_zoom(flip(flow.float()), self.config.turn, self.config.zoom)
-        logits = self.model(add_noise(flow, self.config.noise))
+        logits = self.model(add_noise(flow, self.config.noise)).float()
         smoothed = real + self.config.label_smoothing * (1 - 2 * real)
         loss = F.binary_cross_entropy_with_logits(logits, smoothed, weight)
         self.log("loss", loss, prog_bar=True)
