@@ -146,6 +146,9 @@ class _CountedRun(Run):
         self.method.meter.backward_done()
         return result
 
+    def accepts(self, _taken: Any) -> bool:
+        return True
+
     def _move(self, *_args: Any) -> None:
         pass
 

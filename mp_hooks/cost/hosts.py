@@ -137,7 +137,9 @@ def lavie(checkout: Path) -> Iterator[FullSize]:
     with LaVieCase(checkout).host_imports(), fake_weights() as mode:
         unet = importlib.import_module("models.unet").UNet3DConditionModel(sample_size=64, cross_attention_dim=768)
         pipe = importlib.import_module("pipeline_videogen").VideoGenPipeline(
-            unet=unet.eval(), scheduler=diffusers.DDPMScheduler(**SCHEDULE), **_stable_diffusion(diffusers)
+            unet=unet.eval(),
+            scheduler=diffusers.DDPMScheduler(**SCHEDULE, clip_sample=False),
+            **_stable_diffusion(diffusers),
         )
         with mode:
             latents, text = torch.empty(2, 4, 16, 40, 64), torch.empty(2, 77, 768)
