@@ -133,9 +133,6 @@ class _CountedRun(Run):
     def guides(self, _step: Any) -> bool:
         return True
 
-    def accepts(self, _taken: Any) -> bool:
-        return True
-
     def _loss(self, *args: Any) -> Any:
         loss = super()._loss(*args)
         self.method.saved = Counter(self.method.meter.alive)
