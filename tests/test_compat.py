@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,30 @@ def test_write_video_writes_what_it_is_given(tmp_path: Path) -> None:
     info = video_info(tmp_path / "clip.mp4")
     assert (info.frames, info.height, info.width) == (5, 32, 48)
     assert hasattr(torchvision.io, "write_video") == had
+
+
+def test_early_diffusers_and_transformers_are_gone_without_a_trace() -> None:
+    diffusers = pytest.importorskip("diffusers", minversion="0.30")
+    transformers = pytest.importorskip("transformers", minversion="5")
+    attention = importlib.import_module("diffusers.models.attention")
+    places = [
+        (attention, "CrossAttention"),
+        (diffusers.ModelMixin, "_get_model_file"),
+        (diffusers.utils, "DIFFUSERS_CACHE"),
+        (diffusers.AutoencoderKL, "load_state_dict"),
+        (transformers.CLIPTextModel, "load_state_dict"),
+        (transformers.CLIPTextModel, "__getattr__"),
+    ]
+
+    def stored() -> list[object]:
+        return [vars(owner).get(name, "absent") for owner, name in places]
+
+    before, modules = stored(), set(sys.modules)
+    with shims(manifest.load("animatediff").script.shims):
+        assert all(ours is not theirs for ours, theirs in zip(stored(), before, strict=True))
+        assert "diffusers.modeling_utils" in sys.modules
+    assert stored() == before
+    assert not {"diffusers.modeling_utils", "diffusers.pipeline_utils"} & (set(sys.modules) - modules)
 
 
 class Hostile:

@@ -397,6 +397,7 @@ def test_an_unknown_host_is_answered_with_the_known_ones() -> None:
         (("folder",), "../outside"),
         (("name",), None),
         (("surprise",), "x"),
+        (("script", "seed"), 7),
         (("files",), []),
         (("files", 0, "path"), "/etc/passwd"),
         (("files", 0, "path"), "a/../../b"),

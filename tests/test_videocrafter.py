@@ -15,9 +15,9 @@ import pytest
 from mp_hooks import backbones, patching
 from mp_hooks.guidance import MotionPrompt
 from mp_hooks.testing import Command
+from mp_hooks.testing.case import importable
 from mp_hooks.testing.conformance import patched
 from mp_hooks.testing.doctor import copy_of, environment
-from mp_hooks.testing.lvdm import importable
 from mp_hooks.testing.videocrafter import VideoCrafterCase
 
 pytestmark = pytest.mark.upstream

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,23 +16,9 @@ from mp_hooks.backbones.diffusers.inflated import LATENT_SCALE
 from mp_hooks.compat import shims, swapped
 from mp_hooks.mini.model import build_tokenizer, write_tokenizer
 from mp_hooks.patching import manifest
-from mp_hooks.testing.case import Command, require
+from mp_hooks.testing.case import Command, importable, require
 from mp_hooks.testing.diffusers import WORDS, DiffusersCase, awaken, clip_text_encoder, image_autoencoder
 from mp_hooks.testing.videocrafter import write_pictures
-
-
-@contextmanager
-def importable(checkout: Path) -> Iterator[None]:
-    """The host's modules can be imported inside; afterwards they are forgotten."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(checkout))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(checkout))
-        for name in set(sys.modules) - before:
-            if name.split(".")[0] == "animatediff":
-                del sys.modules[name]
 
 
 class AnimateDiffCase(DiffusersCase):

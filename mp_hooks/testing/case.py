@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +50,26 @@ def require(package: str, extra: str) -> ModuleType:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
         raise MissingPackage(f"{error.name} is not installed; pip install 'mp_hooks[{extra}]'") from error
+
+
+@contextmanager
+def importable(*folders: Path) -> Iterator[None]:
+    """What is in these folders can be imported inside; afterwards it is forgotten, as hosts share names."""
+    path = list(sys.path)
+    sys.path[:0] = map(str, folders)
+    try:
+        yield
+    finally:
+        theirs = [name for name, module in sys.modules.items() if _lies_in(module, folders)]
+        for name in theirs:
+            del sys.modules[name]
+        sys.path[:] = path
+
+
+def _lies_in(module: ModuleType, folders: Sequence[Path]) -> bool:
+    known = vars(module)
+    places = [known.get("__file__") or "", *(known.get("__path__") or [])]
+    return any(Path(place).is_relative_to(folder) for place in places for folder in folders)
 
 
 PROMPTS = ["a tiger walks in the forest", "a boat on the sea"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,25 +16,11 @@ from mp_hooks.backbones.diffusers.inflated import LATENT_SCALE
 from mp_hooks.compat import shims, swapped
 from mp_hooks.mini.model import build_tokenizer, write_tokenizer
 from mp_hooks.patching import manifest
-from mp_hooks.testing.case import Command, require
+from mp_hooks.testing.case import Command, importable, require
 from mp_hooks.testing.diffusers import WORDS, DiffusersCase, awaken, clip_text_encoder, image_autoencoder
 
 METHODS = {"DDPMScheduler": "ddpm", "DDIMScheduler": "ddim", "EulerDiscreteScheduler": "eulerdiscrete"}
 SCHEDULE = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "steps_offset": 1}
-
-
-@contextmanager
-def importable(checkout: Path) -> Iterator[None]:
-    """The host's modules can be imported inside; afterwards they are forgotten, as their names are common."""
-    before, path = set(sys.modules), list(sys.path)
-    sys.path[:0] = [str(checkout / "base" / "pipelines"), str(checkout / "base")]
-    try:
-        yield
-    finally:
-        sys.path[:] = path
-        for name in set(sys.modules) - before:
-            if name.split(".")[0] in ("models", "pipeline_videogen", "download"):
-                del sys.modules[name]
 
 
 class LaVieCase(DiffusersCase):
@@ -52,7 +37,8 @@ class LaVieCase(DiffusersCase):
     def host_imports(self) -> Iterator[None]:
         """The host's modules can be imported inside."""
         require("rotary_embedding_torch", extra="lavie")
-        with importable(self.checkout), shims(manifest.load(self.name).script.shims, "cpu"):
+        base = self.checkout / "base"
+        with importable(base / "pipelines", base), shims(manifest.load(self.name).script.shims, "cpu"):
             yield
 
     @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from mp_hooks.compat import shims
 from mp_hooks.patching import manifest
-from mp_hooks.testing.case import Command, HostCase, require
+from mp_hooks.testing.case import Command, HostCase, importable, require
 
 CLIP = "mp-tiny-clip"  # of our own, in the file of that name: open_clip knows none this small
 
@@ -126,17 +125,3 @@ def build(config: Any, seed: int = 0) -> nn.Module:
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)
     return model
-
-
-@contextmanager
-def importable(checkout: Path) -> Iterator[None]:
-    """The host's modules can be imported inside; afterwards they are forgotten."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(checkout))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(checkout))
-        for name in set(sys.modules) - before:
-            if name.split(".")[0] in ("lvdm", "utils"):
-                del sys.modules[name]
