@@ -18,8 +18,9 @@ from mp_hooks.errors import MotionPromptError
 from mp_hooks.guidance import MotionPrompt, MotionPromptConfig, Run, Step
 from mp_hooks.guidance.decoder import TinyDecoder
 from mp_hooks.guidance.trace import read_trace
+from mp_hooks.testing.animatediff import AnimateDiffCase
 from mp_hooks.testing.case import HostCase, MissingPackage
-from mp_hooks.testing.diffusers import AnimateDiffCase
+from mp_hooks.testing.diffusers import AnimateDiffCase as DiffusersAnimateDiffCase
 from mp_hooks.testing.dynamicrafter import DynamiCrafterCase
 from mp_hooks.testing.lavie import LaVieCase
 from mp_hooks.testing.videocrafter import VideoCrafterCase
@@ -28,7 +29,8 @@ CASES = {
     "VideoCrafter": lambda folder: VideoCrafterCase(folder),
     "DynamiCrafter": lambda folder: DynamiCrafterCase(folder),
     "LaVie": lambda folder: LaVieCase(folder),
-    "AnimateDiff": lambda _folder: AnimateDiffCase(),
+    "AnimateDiff": lambda folder: AnimateDiffCase(folder, pictures=2),
+    "diffusers": lambda _folder: DiffusersAnimateDiffCase(),
 }
 
 
@@ -37,7 +39,7 @@ def case(request: pytest.FixtureRequest) -> Iterator[tuple[HostCase, Any]]:
     """A tiny host of the real code, open."""
     folder = Path(__file__).parents[1] / "third_party" / request.param
     case = CASES[request.param](folder)
-    if request.param != "AnimateDiff" and not any(folder.glob("*.md")):
+    if request.param != "diffusers" and not any(folder.glob("*.md")):
         pytest.skip(f"{request.param} is not in third_party/")
     try:
         with case.open() as host:
@@ -104,8 +106,8 @@ def test_lean_attention_is_the_hosts_own(case: tuple[HostCase, Any], monkeypatch
         calls.clear()
         monkeypatch.setattr(type(backbones.adapter_for(case[1])), "attention", base.Adapter.attention)
         at_a_guided_step(*case, config, look)
-    if case[0].name == "diffusers-animatediff":
-        assert len(calls) == number  # diffusers has it
+    if case[0].name in ("animatediff", "diffusers-animatediff"):
+        assert len(calls) == number  # today's diffusers has it
     else:
         assert number > len(calls)
     for ours, theirs in zip(lean, found["clean"], strict=True):
@@ -193,7 +195,7 @@ def test_a_subclip_guides_the_whole_clip(case: tuple[HostCase, Any], tmp_path: P
 
 def test_animatediffs_excerpt_keeps_its_places_in_time() -> None:
     """Motion modules add a position to each frame: shifted clips of equal frames tell whether it is the right one."""
-    case = AnimateDiffCase()
+    case = DiffusersAnimateDiffCase()
 
     def look(run: Run, step: Step) -> None:
         rows = torch.zeros(1, 4, 32)

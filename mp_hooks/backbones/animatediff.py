@@ -6,11 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
+from mp_hooks.backbones.diffusers.animatediff import MotionModules
 from mp_hooks.backbones.diffusers.inflated import InflatedStableDiffusion
 from mp_hooks.guidance import Step
 
 
-class AnimateDiff(InflatedStableDiffusion):
+class AnimateDiff(MotionModules, InflatedStableDiffusion):
     """With SparseCtrl or without.
 
     SparseCtrl reads the prompt too, and hands the UNet residuals before it is called. They stay those of the original
@@ -22,6 +23,7 @@ class AnimateDiff(InflatedStableDiffusion):
     module = "animatediff.pipelines.pipeline_animation"
     pipeline = "AnimationPipeline"
     copies = "num_videos_per_prompt"
+    places = "PositionalEncoding"
     attention_blocks = ("BasicTransformerBlock", "TemporalTransformerBlock")
 
     def prompts(self, *args: Any, **kwargs: Any) -> list[str] | None:
@@ -32,7 +34,7 @@ class AnimateDiff(InflatedStableDiffusion):
         return prompts * len(given)  # one for all
 
     def branch_arguments(self, step: Step, rows: Tensor) -> dict[str, Any]:
-        """Text rows, and this branch's part of SparseCtrl's residuals, which the host computed for both."""
+        """Text rows, and of SparseCtrl's residuals, which the host computed for both, this branch's and its frames'."""
         arguments = super().branch_arguments(step, rows)
         given = step.call.arguments.arguments
         middle = given.get("mid_block_additional_residual")
@@ -40,6 +42,7 @@ class AnimateDiff(InflatedStableDiffusion):
             residuals = (*given["down_block_additional_residuals"], middle)
             branches = 2 if self.guided else 1
             place = 0 if rows is step.call.negative else branches - 1
-            own = [residual.chunk(branches)[place] for residual in residuals]
+            frames = slice(step.call.first, step.call.first + step.frames)
+            own = [residual.chunk(branches)[place][:, :, frames] for residual in residuals]
             arguments |= {"down_block_additional_residuals": own[:-1], "mid_block_additional_residual": own[-1]}
         return arguments

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,22 +15,10 @@ from mp_hooks.guidance import Step
 from mp_hooks.guidance.tokens import TextInput
 
 
-class AnimateDiff(BatchedGuidance):
-    """Text rows repeated per frame, a VAE of single frames."""
+class MotionModules(BatchedGuidance):
+    """Their layers add to each frame its place in time, which frames of an excerpt keep."""
 
-    name = "diffusers-animatediff"
-    pipeline = "AnimateDiffPipeline"
-    denoiser = "unet"
-    latents_argument = "sample"
-
-    def text_rows(self, arguments: dict[str, Any], frames: int) -> Tensor:
-        return arguments["encoder_hidden_states"][::frames]
-
-    def text_arguments(self, rows: Tensor, frames: int) -> dict[str, Tensor]:
-        return {"encoder_hidden_states": rows.repeat_interleave(frames, dim=0)}
-
-    def clip_frames(self, latents: Tensor) -> int:
-        return latents.shape[2]
+    places: ClassVar[str]  # class of the layers that add it
 
     def excerpt(self, step: Step, frames: range) -> Step:
         return excerpt_of_latents(step, frames)
@@ -40,14 +28,33 @@ class AnimateDiff(BatchedGuidance):
         return super().branch(step, rows)
 
     def during(self, step: Step, hooks: Hooks) -> None:
-        """Frames of an excerpt keep their places in time. Not undone after a call: checkpointed blocks run again."""
+        """Not undone after a call: checkpointed blocks run again."""
 
         def place(original: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
             return original(F.pad(rows, (0, 0, self._first, 0)))[:, self._first :]
 
         for part in self.host.unet.modules():
-            if type(part).__name__ == "SinusoidalPositionalEmbedding":
+            if type(part).__name__ == self.places:
                 hooks.wrap(part, "forward", place)
+
+
+class AnimateDiff(MotionModules):
+    """Text rows repeated per frame, a VAE of single frames."""
+
+    name = "diffusers-animatediff"
+    pipeline = "AnimateDiffPipeline"
+    denoiser = "unet"
+    latents_argument = "sample"
+    places = "SinusoidalPositionalEmbedding"
+
+    def text_rows(self, arguments: dict[str, Any], frames: int) -> Tensor:
+        return arguments["encoder_hidden_states"][::frames]
+
+    def text_arguments(self, rows: Tensor, frames: int) -> dict[str, Tensor]:
+        return {"encoder_hidden_states": rows.repeat_interleave(frames, dim=0)}
+
+    def clip_frames(self, latents: Tensor) -> int:
+        return latents.shape[2]
 
     @property
     def text(self) -> TextInput:
