@@ -15,8 +15,7 @@ CHANNELS = 4  # of Stable Diffusion's latents
 class TinyDecoder(nn.Module):
     """TAESD's decoder (github.com/madebyollin/taesd), which approximates that of Stable Diffusion 1's VAE.
 
-    For hosts with those latents: VideoCrafter, DynamiCrafter, LaVie, AnimateDiff, ModelScope. Raises MotionPromptError
-    where diffusers or the weights cannot be had.
+    For hosts with those latents. Raises MotionPromptError where diffusers or the weights cannot be had.
     """
 
     def __init__(self, weights: str | Path) -> None:
