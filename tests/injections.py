@@ -82,7 +82,7 @@ def spoiled(result: Any, value: float, whole: bool) -> Any:
     offset = torch.full_like(result, value)
     if not whole:
         mask = torch.zeros_like(result, dtype=torch.bool)
-        mask.view(-1)[0] = True
+        mask[(0,) * mask.ndim] = True
         factor, offset = (~mask).to(result), offset.where(mask, torch.zeros_like(result))
     return result * factor + offset  # the graph stays whole
 

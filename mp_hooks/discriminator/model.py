@@ -259,7 +259,8 @@ def _read_config(folder: Path) -> DiscriminatorConfig:
         raise MotionPromptError(f"{path} is not a flow discriminator's; give a folder written by 'discriminator train'")
     known = {field.name for field in fields(DiscriminatorConfig)}
     if unknown := sorted(values.keys() - known):
-        raise MotionPromptError(f"{path} holds unknown settings ({', '.join(unknown)}); update mp_hooks to read it")
+        names = ", ".join(map(repr, unknown))
+        raise MotionPromptError(f"{path} holds unknown settings ({names:.200}); update mp_hooks to read it")
     return DiscriminatorConfig(**values)
 
 
