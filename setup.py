@@ -37,6 +37,8 @@ EXTRAS = {
     "metrics": [*REPORT, "timm>=0.9", "open_clip_torch>=2.20"],
     # Selenium votes through a study where there is a Chromium.
     "test": ["pytest>=7", "pytest-xdist", "hypothesis", "ruff", "opencv-python-headless", "timm", "selenium", *MINI],
+    # Types and coverage of mp_hooks itself.
+    "check": ["mypy", "types-PyYAML", "types-tqdm", "pytest-cov"],
     "bench": ["opencv-python-headless", "matplotlib"],
 }
 
