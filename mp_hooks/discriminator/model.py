@@ -57,8 +57,8 @@ class DiscriminatorConfig:
             if option.type == "str":
                 sound = isinstance(value, str)
             else:
-                sound = type(value) in (int, float) and 0 <= value <= LARGEST and (option.type == "float" or value >= 1)
-                sound = sound and (option.type == "float" or isinstance(value, int))
+                number = isinstance(value, int if option.type == "int" else (int, float)) and not isinstance(value, bool)
+                sound = number and (1 if option.type == "int" else 0) <= value <= LARGEST
             if not sound:
                 raise MotionPromptError(f"{option.name} of a discriminator cannot be {value!r:.40}")
         if self.normalise not in NORMALISATIONS:
