@@ -18,7 +18,7 @@ class MotionPromptError(Exception):
 
 def unknown_name(kind: str, name: str, valid: list[str]) -> MotionPromptError:
     """The error for a name no registry holds; lists the valid ones."""
-    return MotionPromptError(f"unknown {kind} '{name}'; choose one of: {', '.join(sorted(valid))}")
+    return MotionPromptError(f"unknown {kind} '{name:.80}'; choose one of: {', '.join(sorted(valid))}")
 
 
 def exits_cleanly(main: Callable[P, int | None]) -> Callable[P, int]:

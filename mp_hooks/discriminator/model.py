@@ -57,8 +57,8 @@ class DiscriminatorConfig:
             if option.type == "str":
                 sound = isinstance(value, str)
             else:
-                number = isinstance(value, int if option.type == "int" else (int, float)) and not isinstance(value, bool)
-                sound = number and (1 if option.type == "int" else 0) <= value <= LARGEST
+                least, kind = (1, int) if option.type == "int" else (0, (int, float))
+                sound = isinstance(value, kind) and not isinstance(value, bool) and least <= value <= LARGEST
             if not sound:
                 raise MotionPromptError(f"{option.name} of a discriminator cannot be {value!r:.40}")
         if self.normalise not in NORMALISATIONS:
