@@ -23,7 +23,8 @@ def test_prove_in_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     """Every arm on two prompts: it differs from the baseline, is measured and shown, and is not sampled twice."""
     out = tmp_path / "prove"
     command = ["prove", "--out", str(out), "--prompts", "2", "--seeds", "1", "--shown", "1", "--workers", "1"]
-    assert main(command) == 0
+    command += ["--mp-start", "0.3", "--mp-stop", "0.4"]  # three guided steps
+    assert main([*command, "--arms", *ARMS]) == 0
     printed = capsys.readouterr().out
     assert all(arm in printed for arm in ARMS)
     baseline = load_clips(out, "baseline", 0)
