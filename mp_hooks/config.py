@@ -15,6 +15,7 @@ VERSION = 1  # of saved configurations; rises when an option changes its meaning
 PLACEMENTS = ("end", "front")
 VARIATIONS = ("absolute", "relative")  # of the flow, in guidance.objective
 CHECKPOINTING = ("auto", "none", "attention", "all")  # in backbones.checkpointing
+PRECISIONS = ("host", "float32")
 OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}  # name: class in torch.optim
 
 # What is cheaper than the exact algorithm, and approximates it: docs/cost.md has each one's price and gain.
@@ -64,6 +65,9 @@ class MotionPromptConfig:
     decoder: str | None = _option(None, "file of TAESD's weights, to decode pairs with; the host's VAE if not given")
     checkpointing: str = _option(
         "auto", "blocks computed again in the backward pass; auto goes by the free memory", choices=CHECKPOINTING
+    )
+    precision: str = _option(
+        "host", "of updates, where the host's weights are in half precision: its own, or float32", choices=PRECISIONS
     )
     loss_scale: float = _option(2.0**16, "first loss scale when the host runs in float16", at_least=1)
     seed: int | None = _option(None, "seed of the frame pairs; the host's own seed if not given")

@@ -43,3 +43,14 @@ def test_gradients_in_float16_are_those_of_float32(case: Callable[[], DiffusersC
     # not all: where float16 moves z0_hat itself, noise-like frames of a random network have another gradient
     assert statistics.median(cosines) > 0.99
     assert sum(cosine >= 0.95 for cosine in cosines) >= 0.8 * len(cosines)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(lavie, id="lavie", marks=pytest.mark.upstream), pytest.param(AnimateDiffCase, id="animatediff")],
+)
+def test_updates_may_be_computed_in_float32(case: Callable[[], DiffusersCase]) -> None:
+    """On a host in float16, which takes its own steps in it."""
+    found = compare(case(), MotionPromptConfig(iterations=2, progress=False, precision="float32"), steps=12)
+    assert all(all(one.updated) for one in found)
+    assert min(cosine for one in found for cosine in one.cosine) > 0.999

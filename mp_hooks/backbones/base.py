@@ -112,6 +112,10 @@ class Adapter(ABC):
         """The same step of these frames alone; None where no part of a clip can be had."""
         return None
 
+    def wide(self, step: Step) -> Step:
+        """The same step for modules whose weights are float32; this one, where the host's always are."""
+        return step
+
     def attention(self, hooks: Hooks) -> None:
         """Where the host's attention keeps its whole matrix: hook torch's scaled_dot_product_attention in its place."""
         return

@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -70,6 +70,9 @@ class Host(Protocol):
 
     def excerpt(self, step: Step, frames: range) -> Step | None:
         """The same step of these frames of the clip alone; None where no part can be had."""
+
+    def wide(self, step: Step) -> Step:
+        """The same step for modules whose weights are float32."""
 
     def modules(self) -> list[nn.Module]:
         """Every module a gradient may pass; their weights are frozen while guidance runs."""
@@ -157,20 +160,19 @@ class Run:
             )
         with (
             frozen(self.host.modules()),
-            widened(self.host.vae()),
             rng_kept(step.latents.device),
             repeatable(self.config.deterministic),
         ):
-            with torch.enable_grad():
-                self._optimise(step)
+            with self._precise(step) as precise, torch.enable_grad():
+                self._optimise(precise)
             with torch.no_grad():
                 return self._finite_or_own(self._encode(self.tokens), step.conditioning)
 
     def rehearse(self, step: Step) -> None:
         """The forward pass of an update, without moving anything: to see what it keeps."""
         generator = torch.Generator().manual_seed(0)
-        with frozen(self.host.modules()), widened(self.host.vae()), rng_kept(step.latents.device):
-            near, _ = self._near(step, generator)
+        with frozen(self.host.modules()), rng_kept(step.latents.device), self._precise(step) as precise:
+            near, _ = self._near(precise, generator)
             self._loss(near, self.tokens.detach().requires_grad_(), *self._draw(near, generator))
 
     def accepts(self, taken: Any) -> bool:
@@ -201,6 +203,15 @@ class Run:
             warnings.warn(f"{self.skipped} token updates were not finite and were skipped", stacklevel=2)
         if self.unguided and not self._out_of_memory:
             warnings.warn(f"{self.unguided} guided steps were not finite and were taken without guidance", stacklevel=2)
+
+    @contextmanager
+    def _precise(self, step: Step) -> Iterator[Step]:
+        """The step as updates compute it: its VAE in float32, and all else if the configuration says so."""
+        whole = self.config.precision == "float32"
+        with ExitStack() as stack:
+            for module in self.host.modules() if whole else [self.host.vae()]:
+                stack.enter_context(widened(module))
+            yield self.host.wide(step) if whole else step
 
     def _optimise(self, step: Step) -> None:
         """K updates of T; a fresh optimiser each step, T carried over."""

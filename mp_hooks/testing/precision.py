@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,7 @@ class ComparingRun(Run):
         with ExitStack() as stack:
             for module in self.host.modules():
                 stack.enter_context(widened(module))
-            call = replace(step.call, unconditional=None)
-            wide = replace(step, latents=step.latents.float(), conditioning=step.conditioning.float(), call=call)
-            _, self._expected = super()._gradient(wide, tokens, pairs, corner, scale=1.0)
+            _, self._expected = super()._gradient(self.host.wide(step), tokens, pairs, corner, scale=1.0)
         return super()._gradient(step, tokens, pairs, corner, scale)
 
     def _record(self, step: Step, *args: Any, gradient: Tensor, **kwargs: Any) -> None:

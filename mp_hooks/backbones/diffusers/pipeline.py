@@ -15,7 +15,7 @@ from mp_hooks.backbones.base import Adapter, Site
 from mp_hooks.backbones.diffusers.schedule import clean_latents, schedule_index
 from mp_hooks.compat import swapped
 from mp_hooks.errors import MotionPromptError
-from mp_hooks.guidance import Step
+from mp_hooks.guidance import Step, full_precision
 
 
 @dataclass
@@ -137,6 +137,10 @@ class DiffusersPipeline(Adapter):
             frames=self.clip_frames(latents),
             call=call,
         )
+
+    def wide(self, step: Step) -> Step:
+        tensors = {"latents": full_precision(step.latents), "conditioning": full_precision(step.conditioning)}
+        return replace(step, **tensors, call=replace(step.call, unconditional=None))
 
     @contextmanager
     def scope(self, step: Step) -> Iterator[None]:
