@@ -123,21 +123,18 @@ class Arm:
     around: Callable[[AnimateDiffPipeline, MotionPromptConfig], AbstractContextManager[None]] = lambda *_: nullcontext()
 
 
-def with_preset(name: str) -> Callable[[AnimateDiffPipeline, MotionPromptConfig], AbstractContextManager[None]]:
-    """Guidance with what a preset changes."""
-    return lambda pipe, config: guided(pipe, MotionPrompt(replace(config, **PRESETS[name])))
+def guided_with(**options: Any) -> Callable[[AnimateDiffPipeline, MotionPromptConfig], AbstractContextManager[None]]:
+    """Guidance with these options in place of the configuration's."""
+    return lambda pipe, config: guided(pipe, MotionPrompt(replace(config, **options)))
 
 
 BASELINE = "baseline"
 GUIDED = "motionprompt"
 ARMS = {
     BASELINE: Arm("plain sampling"),
-    GUIDED: Arm("MotionPrompt", around=lambda pipe, config: guided(pipe, MotionPrompt(config))),
-    "paper": Arm(
-        "MotionPrompt with the paper's loss alone",
-        around=lambda pipe, config: guided(pipe, MotionPrompt(replace(config, lambda_photo=0.0))),
-    ),
-    **{name: Arm(f"MotionPrompt, preset {name}", around=with_preset(name)) for name in ("balanced", "fast")},
+    GUIDED: Arm("MotionPrompt", around=guided_with()),
+    "paper": Arm("MotionPrompt with the paper's loss alone", around=guided_with(lambda_photo=0.0)),
+    **{name: Arm(f"MotionPrompt, preset {name}", around=guided_with(**PRESETS[name])) for name in ("balanced", "fast")},
     "word": Arm("the initial word appended", prompt=lambda prompt, config: f"{prompt} {config.init_word}"),
     "search": Arm("tokens by random search", around=lambda pipe, config: guided(pipe, SearchingMotionPrompt(config))),
     "freeinit": Arm("FreeInit", around=lambda pipe, _: free_init(pipe)),
