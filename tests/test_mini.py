@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mp_hooks.errors import MotionPromptError
-from mp_hooks.mini import clean_clips, jerk, read_clip
+from mp_hooks.mini import clean_clips, jerk, judge, read_clip
 from mp_hooks.mini.clips import (
     COLOURS,
     DIRECTIONS,
@@ -306,3 +306,15 @@ def test_latents_of_clips_are_of_unit_variance(trained):
         latents = trained.vae.encode(video).latent_dist.mean * trained.vae.config.scaling_factor
     deviation = latents.transpose(0, 1).flatten(1).std(1)
     assert deviation.min() > 0.8 and deviation.max() < 1.25
+
+
+def test_what_is_predicted_of_one_clip_is_never_parted(tmp_path: Path):
+    from mp_hooks.discriminator.data import find_clips
+
+    assert judge.main(["--out", str(tmp_path), "--clips", "8", "--fake-from", "trace", "--steps", "8", "19"]) == 0
+    for name in ("real", "sampled"):
+        clips = find_clips(tmp_path / name, real=name == "real")
+        assert {clip.source for clip in clips} == {name}
+        groups = [clip.group for clip in clips]
+        assert len(groups) == 16
+        assert all(groups.count(group) == 2 for group in groups), "a clip at its two steps"

@@ -3,12 +3,13 @@
 `python -m mp_hooks.mini.judge --out DIR` writes DIR/real and DIR/sampled; then
 `motionprompt discriminator train --real DIR/real --fake DIR/sampled --flow-size 64 --out DIR/judge`.
 With `--fake-from trace` both are what is predicted of clean clips and samples while there is still noise: what guidance
-shows a judge.
+shows a judge. DIR/INDEX.tsv keeps what is predicted of one clip in one part of a split.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +24,9 @@ from tqdm import tqdm
 
 from mp_hooks.backbones.diffusers.schedule import clean_latents
 from mp_hooks.backbones.hooks import Hooks
+from mp_hooks.discriminator.data import INDEX_FILE
 from mp_hooks.errors import exits_cleanly
+from mp_hooks.files import replacing
 from mp_hooks.mini.clips import FRAME_RATE, FRAMES, captions, draw, sample_scenes
 from mp_hooks.mini.model import GUIDANCE_SCALE, PACKAGED, load_pipeline, sample
 from mp_hooks.video import as_frames, write_video
@@ -80,6 +83,15 @@ def _write_chunk(model: str, out: Path, chunk: int, steps: Sequence[int]) -> Non
                 )
 
 
+def _write_index(out: Path) -> None:
+    """Clips of one number share their prompt, and a prompt is never parted."""
+    with replacing(out / INDEX_FILE) as path, path.open("w", newline="") as file:
+        rows = csv.writer(file, delimiter="\t")
+        rows.writerow(["path", "model_or_source", "prompt"])
+        for clip in sorted(out.glob("*/*/*.mp4")):
+            rows.writerow([clip.relative_to(out), clip.parent.name, clip.stem.split("-")[1]])
+
+
 def _predicted(
     pipe: AnimateDiffPipeline, latents: Tensor, prompts: Sequence[str], step: int, generator: torch.Generator
 ) -> Tensor:
@@ -115,6 +127,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
         done = [pool.submit(_write_chunk, str(args.model), args.out, chunk, steps) for chunk in chunks]
         for future in tqdm(done, desc="clips", unit="batch"):
             future.result()
+    _write_index(args.out)
     print(f"clips: {args.out}")
     return 0
 
