@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,13 @@ from torch import Tensor
 from mp_hooks.cli.main import main
 from mp_hooks.discriminator import DiscriminatorConfig, FlowDiscriminator, default_discriminator
 from mp_hooks.discriminator.data import Clip, ClipFacts, FlowData, find_clips, split_by_video, splits_by_source
-from mp_hooks.discriminator.evaluation import Gain, auc, calibrate, gain, score, usefulness
+from mp_hooks.discriminator.evaluation import Gain, auc, calibrate, gain, rigidity, score, usefulness
 from mp_hooks.discriminator.evaluation import judge as judge_logits
+from mp_hooks.discriminator.model import log_slope
 from mp_hooks.discriminator.train import Training, TrainingConfig, fit, flip, turn_and_zoom
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.flow import load_flow, warp
+from mp_hooks.guidance.objective import total_variation
 from mp_hooks.video import write_video
 
 TINY = DiscriminatorConfig(image_size=32, width=32, depth=1, heads=2)
@@ -39,10 +42,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
-def judge() -> FlowDiscriminator:
+@pytest.fixture(params=[False, True], ids=["field", "field and slope"])
+def judge(request: pytest.FixtureRequest) -> FlowDiscriminator:
     torch.manual_seed(0)
-    return FlowDiscriminator(TINY).eval()
+    return FlowDiscriminator(replace(TINY, slope=request.param)).eval()
 
 
 def test_the_same_motion_at_two_sizes_is_judged_alike(judge: FlowDiscriminator) -> None:
@@ -69,13 +72,22 @@ def test_gradient_reaches_the_flow_and_is_finite_at_rest(judge: FlowDiscriminato
         assert gradient.abs().max() > 0
 
 
+def test_slope_is_that_of_the_field_over_the_frame() -> None:
+    """Of x = 3 u, y = 4 u along either axis, u from 0 to 1 over the side, it is 5."""
+    for axis in (2, 3):
+        place = torch.linspace(0, 1, 33)[:32].view([1, 1, 32, 1] if axis == 2 else [1, 1, 1, 32])
+        field = (torch.tensor([3.0, 4.0]).view(1, 2, 1, 1) * place).expand(1, 2, 32, 32)
+        slope = log_slope(field).exp().narrow(axis, 0, 31)  # past the last pixel there is none
+        torch.testing.assert_close(slope, torch.full_like(slope, 5.0), rtol=0.01, atol=0)
+
+
 def test_saved_and_loaded_judges_agree(judge: FlowDiscriminator, tmp_path: Path) -> None:
     judge.save_pretrained(tmp_path)
     loaded = FlowDiscriminator.from_pretrained(tmp_path)
     assert loaded.config == judge.config
     assert not loaded.training
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
-    assert torch.equal(loaded(field(64)), judge(field(64)))
+    torch.testing.assert_close(loaded(field(64)), judge(field(64)), rtol=1e-6, atol=1e-7)
 
 
 def broken(folder: Path, how: str) -> None:
@@ -219,6 +231,14 @@ def test_more_fields_of_a_clip_do_not_narrow_the_interval() -> None:
     assert (found.clip_auc, found.clip_low, found.clip_high) == (one.auc, one.low, one.high)
     assert 0.15 < one.high - one.low < 0.6
     assert found.high - found.low > 0.8 * (one.high - one.low)
+
+
+def test_rigid_parts_are_told_from_a_bend_of_the_same_variation() -> None:
+    place = torch.linspace(-1, 1, 64).view(1, 1, 1, 64)
+    parts, bend = (values.expand(1, 2, 64, 64) * 3 for values in (place.sign(), place))
+    torch.testing.assert_close(total_variation(parts), total_variation(bend))
+    assert rigidity(parts) > rigidity(bend) + 1
+    torch.testing.assert_close(rigidity(3 * parts), rigidity(parts), rtol=1e-2, atol=0)
 
 
 def test_auc_is_the_share_of_pairs_in_order() -> None:

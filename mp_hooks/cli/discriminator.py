@@ -99,6 +99,14 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone-weights", type=Path, metavar="FILE", help="local weights of a timm backbone")
     parser.add_argument("--image-size", type=_positive, help="side the ViT sees (default: 64, timm: 224)")
     parser.add_argument(
+        "--slope",
+        action="store_true",
+        help="the ViT sees the logarithm of the field's slope too, which noise would hide: train with --noise 0",
+    )
+    parser.add_argument(
+        "--noise", type=float, default=0.1, metavar="SHARE", help="of a field's RMS, added (default: %(default)s)"
+    )
+    parser.add_argument(
         "--turn", type=float, default=0.0, metavar="DEGREES", help="turn fields by up to this (default: %(default)s)"
     )
     parser.add_argument(
@@ -132,6 +140,7 @@ def _configurations(args: argparse.Namespace) -> dict:
         backbone=args.backbone,
         image_size=args.image_size or (64 if args.backbone == "small" else 224),
         normalise=args.normalise,
+        slope=args.slope,
         flow=args.flow,
         flow_size=args.flow_size,
     )
@@ -141,6 +150,7 @@ def _configurations(args: argparse.Namespace) -> dict:
         "settings": settings,
         "training": TrainingConfig(
             epochs=args.epochs,
+            noise=args.noise,
             turn=args.turn,
             zoom=args.zoom,
             patience=args.patience,
@@ -171,6 +181,7 @@ def _train(args: argparse.Namespace) -> int:
         print(f"{name} left out, regression: {Score(**report['by_source_floor'][name])}")
     if args.by_source:
         print(f"held out by source, mean: {Gain(**report['gain_by_source'])}")
+        print(f"the rigidity of the flow alone: {Gain(**report['gain_by_source_rigidity'])}")
     print(f"before calibration, {Usefulness(**report['uncalibrated'])}")
     print(f"at temperature {report['temperature']:.2f}, {Usefulness(**report['usefulness'])}")
     print(f"judge and model card in {args.out}")

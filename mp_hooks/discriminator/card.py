@@ -31,7 +31,8 @@ def write_card(folder: Path, config: DiscriminatorConfig, data: FlowData, report
 Says how much an optical-flow field looks like that of real video: phi = sigmoid(logit). It serves as the judge in
 MotionPrompt guidance; it is not a detector of generated video.
 
-- Backbone `{config.backbone}`, input {config.image_size}x{config.image_size}, flow normalisation `{config.normalise}`.
+- Backbone `{config.backbone}`, input {config.image_size}x{config.image_size}, flow normalisation `{config.normalise}`\
+{", the logarithm of its slope too" if config.slope else ""}.
 - Flow by `{config.flow}` between square frames of {config.flow_size} pixels, pairs 1 to {config.max_interval} frames
   apart at about {config.frame_rate:g} frames a second. Flow of another estimator or rate is unfamiliar to it.
 

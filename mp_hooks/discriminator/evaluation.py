@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mp_hooks.discriminator.data import FlowData
-from mp_hooks.discriminator.model import FlowDiscriminator
+from mp_hooks.discriminator.model import FlowDiscriminator, in_units_of_rms, log_slope
 
 BATCH = 256
 RESAMPLES = 1000
@@ -172,6 +172,14 @@ def trivial_floor(train: FlowData, held_out: FlowData, scale_free: bool = False)
 
     optimiser.step(closure)
     return (((features(held_out.flow) - mean) / deviation) @ weight + bias).detach()
+
+
+def rigidity(flow: Tensor) -> Tensor:
+    """[n], higher for real flow: minus the mean logarithm of the slope of a field in units of its RMS.
+
+    One number that nothing is fitted to, and that a judge should beat as well.
+    """
+    return -log_slope(in_units_of_rms(flow.float() / flow.shape[-1])).mean(dim=(1, 2, 3))
 
 
 def class_weights(real: Tensor) -> Tensor:

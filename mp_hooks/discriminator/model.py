@@ -28,6 +28,7 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"}
 NORMALISATIONS = ["fixed", "magnitude"]
+LEAST_SLOPE = 0.5  # change of the prepared field over the frame's side below which it counts as rigid
 TIMM = "timm:"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -46,6 +47,7 @@ class DiscriminatorConfig:
     normalise: str = "magnitude"  # "fixed": divide by scale; "magnitude": by the field's own RMS
     scale: float = 0.02  # RMS of real flow, as a fraction of the frame's side
     floor: float = 0.002  # fields below this RMS count as still: noise is not blown up
+    slope: bool = False  # the ViT sees the logarithm of the field's slope too
     flow: str = "pyramid"  # the estimator it was trained with
     flow_size: int = 128  # side of the square frames it saw
     frame_rate: float = 8.0  # frames a second of the clips it saw
@@ -54,8 +56,8 @@ class DiscriminatorConfig:
     def __post_init__(self) -> None:
         for option in fields(self):
             value = getattr(self, option.name)
-            if option.type == "str":
-                sound = isinstance(value, str)
+            if option.type in ("str", "bool"):
+                sound = isinstance(value, str if option.type == "str" else bool)
             else:
                 least, kind = (1, int) if option.type == "int" else (0, (int, float))
                 sound = isinstance(value, kind) and not isinstance(value, bool) and least <= value <= LARGEST
@@ -81,7 +83,7 @@ class FlowDiscriminator(nn.Module):
     def __init__(self, config: DiscriminatorConfig, pretrained: bool | str | Path = False) -> None:
         super().__init__()
         self.config = config
-        self.project = nn.Conv2d(2, 3, kernel_size=1)
+        self.project = nn.Conv2d(3 if config.slope else 2, 3, kernel_size=1)
         if config.backbone == "small":
             self.backbone, width = SmallViT(config), config.width
         else:
@@ -100,6 +102,8 @@ class FlowDiscriminator(nn.Module):
             raise ValueError(f"flow must be [b, 2, h, w], not {list(flow.shape)}")
         with nullcontext() if self.training else torch.autocast(flow.device.type, enabled=False):
             field = self.prepare(flow.to(self.project.weight.dtype))
+            if self.config.slope:
+                field = torch.cat([field, log_slope(field)], dim=1)
             return self.head(self.backbone(self.project(field))).squeeze(1)
 
     def prepare(self, flow: Tensor) -> Tensor:
@@ -112,8 +116,7 @@ class FlowDiscriminator(nn.Module):
         field = resize_flow(centre_square(flow), self.config.image_size) / self.config.image_size
         if self.config.normalise == "fixed":
             return field / self.config.scale
-        power = field.square().mean(dim=(1, 2, 3), keepdim=True)
-        return field / (power + self.config.floor**2).sqrt()
+        return in_units_of_rms(field, self.config.floor)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors (float32) into `folder`, creating it."""
@@ -175,6 +178,23 @@ class SmallViT(nn.Module):
         tokens = self.patches(image).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], dim=1)
         return self.encoder(tokens + self.positions)[:, 0]
+
+
+def in_units_of_rms(field: Tensor, floor: float = DiscriminatorConfig.floor) -> Tensor:
+    """field / sqrt(rms^2 + floor^2) of fields [b, 2, s, s] in fractions of the frame's side."""
+    power = field.square().mean(dim=(1, 2, 3), keepdim=True)
+    return field / (power + floor**2).sqrt()
+
+
+def log_slope(field: Tensor) -> Tensor:
+    """log |d field / d place| of each pixel, place in sides of the frame: [b, 2, s, s] -> [b, 1, s, s].
+
+    Between its edges the flow of real video is nearly rigid; a mean of slopes, the total variation, tells of the edges.
+    """
+    side = field.shape[-1]
+    right, down = F.pad(field.diff(dim=3), (0, 1)), F.pad(field.diff(dim=2), (0, 0, 0, 1))
+    power = (right.square() + down.square()).sum(1, keepdim=True) * side**2
+    return (power + LEAST_SLOPE**2).log() / 2
 
 
 def centre_square(images: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ from mp_hooks.discriminator.evaluation import (
     gain,
     judge,
     right_by,
+    rigidity,
     score,
     trivial_floor,
     usefulness,
@@ -281,6 +282,8 @@ def train(
         report["by_source"] = {name: asdict(score(judged, unseen)) for name, (judged, _, unseen) in tests.items()}
         report["by_source_floor"] = {name: asdict(score(floor, unseen)) for name, (_, floor, unseen) in tests.items()}
         report["gain_by_source"] = asdict(gain(list(tests.values())))
+        rigid = [(rigidity(unseen.flow), floor, unseen) for _, floor, unseen in tests.values()]
+        report["gain_by_source_rigidity"] = asdict(gain(rigid))
     if writes:
         model.save_pretrained(out)
         with replacing(out / REPORT_FILE) as path:
