@@ -46,13 +46,13 @@ def test_a_shim_that_is_not_needed_is_not_used() -> None:
 
 
 def test_write_video_writes_what_it_is_given(tmp_path: Path) -> None:
-    had = hasattr(torchvision.io, "write_video")
+    before = vars(torchvision.io).get("write_video")
     frames = torch.zeros(5, 32, 48, 3, dtype=torch.uint8)
     with shims(["write_video"]):
         torchvision.io.write_video(str(tmp_path / "clip.mp4"), frames, fps=8, video_codec="h264", options={"crf": "10"})
     info = video_info(tmp_path / "clip.mp4")
     assert (info.frames, info.height, info.width) == (5, 32, 48)
-    assert hasattr(torchvision.io, "write_video") == had
+    assert vars(torchvision.io).get("write_video") is before
 
 
 def test_early_diffusers_and_transformers_are_gone_without_a_trace() -> None:
@@ -84,6 +84,7 @@ class Hostile:
         return os.getpid, ()
 
 
+@pytest.mark.skipif(not hasattr(torch.serialization, "safe_globals"), reason="this torch loads whole pickles")
 def test_checkpoints_may_hold_omegaconf_but_no_code(tmp_path: Path) -> None:
     harmless, hostile = tmp_path / "harmless.ckpt", tmp_path / "hostile.ckpt"
     torch.save({"state_dict": {"w": torch.ones(1)}, "config": OmegaConf.create({"a": {"b": [1, 2.0, "x"]}})}, harmless)

@@ -77,13 +77,25 @@ def lvdm_xformers() -> Iterator[None]:
         yield
 
 
-def _lacks_write_video(_device: str | None) -> bool:
+def _write_video_fails(_device: str | None) -> bool:
     import torchvision.io
 
-    return not hasattr(torchvision.io, "write_video")
+    if not hasattr(torchvision.io, "write_video"):
+        return True
+    import av
+
+    try:
+        av.VideoFrame(2, 2).pict_type = "NONE"  # as torchvision's does
+    except TypeError:
+        return True
+    return False
 
 
-@shim("write_video", "torchvision 0.27 and later have no io.write_video", needed=_lacks_write_video)
+@shim(
+    "write_video",
+    "torchvision 0.27 and later have no io.write_video, and earlier ones fail on today's PyAV",
+    needed=_write_video_fails,
+)
 @contextmanager
 def write_video() -> Iterator[None]:
     """torchvision.io.write_video(path, uint8 [t, h, w, 3], fps, ...) on top of our own writer."""
