@@ -34,7 +34,7 @@ EXTRAS = {
     # The embedded mini model and its experiment.
     "mini": MINI,
     # Measures of videos, pages and studies; timm and open_clip are for two of VBench's dimensions.
-    "metrics": [*REPORT, "timm>=0.9", "open_clip_torch>=2.20"],
+    "metrics": [*REPORT, "timm>=0.9.7", "open_clip_torch>=2.20"],
     # Selenium votes through a study where there is a Chromium.
     "test": ["pytest>=7", "pytest-xdist", "hypothesis", "ruff", "opencv-python-headless", "timm", "selenium", *MINI],
     # Types and coverage of mp_hooks itself.
@@ -61,12 +61,12 @@ setup(
         "torch>=2.4",  # whose autocast is asked by the name of a device
         "torchvision>=0.19",
         "numpy>=1.23",
-        "omegaconf>=2.1",
-        "pytorch-lightning>=2.0",
+        "omegaconf>=2.3",  # 2.1 cannot hold the configuration
+        "pytorch-lightning>=2.4",  # whose seed_everything can be silent
         "einops>=0.6",
         "tqdm",
         "safetensors>=0.4",
-        "av>=10",
+        "av>=12",
         "psutil",
         "pyyaml>=6.0",
         *DECORD,

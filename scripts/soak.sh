@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The long runs of what tests/test_faults.py runs for a moment: 1,000 kills of mp-patch, 20,000 broken inputs, 200
-# faults in guided sampling with the conformance kit after them. Ten to twenty minutes on two cores. SEED=0 unless told.
+# faults in guided sampling with the conformance kit after them. About an hour on two cores. SEED=0 unless told.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
