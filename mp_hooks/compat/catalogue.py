@@ -85,7 +85,7 @@ def _write_video_fails(_device: str | None) -> bool:
     import av
 
     try:
-        av.VideoFrame(2, 2).pict_type = "NONE"  # as torchvision's does
+        av.VideoFrame(2, 2).pict_type = "NONE"  # type: ignore[assignment]  # as torchvision does
     except TypeError:
         return True
     return False

@@ -56,8 +56,10 @@ class DiscriminatorConfig:
     def __post_init__(self) -> None:
         for option in fields(self):
             value = getattr(self, option.name)
-            if option.type in ("str", "bool"):
-                sound = isinstance(value, str if option.type == "str" else bool)
+            if option.type == "str":
+                sound = isinstance(value, str)
+            elif option.type == "bool":
+                sound = isinstance(value, bool)
             else:
                 least, kind = (1, int) if option.type == "int" else (0, (int, float))
                 sound = isinstance(value, kind) and not isinstance(value, bool) and least <= value <= LARGEST
