@@ -39,13 +39,16 @@ def before_imports(name: str) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --motionprompt, --mp-device and every --mp-* option to a host's parser."""
+    """Add --motionprompt, --mp-device, --mp-resume and every --mp-* option to a host's parser."""
     from mp_hooks.config import add_config_flags
 
     add_config_flags(parser)
     parser.add_argument("--motionprompt", action="store_true", help="guide the sampling with MotionPrompt")
     parser.add_argument(
         "--mp-device", choices=("cuda", "cpu"), default=None, help="run the host there (its own choice)"
+    )
+    parser.add_argument(
+        "--mp-resume", metavar="FOLDER", default=None, help="keep finished samplings there, and go on after a kill"
     )
 
 
@@ -66,7 +69,9 @@ def host(name: str, options: argparse.Namespace | None = None) -> Callable[[Call
             try:
                 with ExitStack() as stack:
                     _session = Session(name, args, stack, entry=Path(run.__code__.co_filename).resolve())
-                    return run(args, *rest, **kwargs)
+                    result = run(args, *rest, **kwargs)
+                    _session.finish()
+                    return result
             except MotionPromptError as error:
                 print(f"motionprompt: error: {error}", file=sys.stderr)
                 sys.exit(EXIT_USER_ERROR)
@@ -101,9 +106,16 @@ class Session:
         manifest = patching.load(name)
         self.script = manifest.script
         self.stack = stack
+        self.samplings: Any = None
+        if args.mp_resume is not None and not args.motionprompt:
+            raise MotionPromptError("--mp-resume keeps what is sampled with MotionPrompt; add --motionprompt")
         if args.motionprompt:
             patching.require_patched(manifest, manifest.checkout_of(entry))
             self._check(args)
+            if args.mp_resume is not None:
+                from mp_hooks.backbones.samplings import Samplings
+
+                self.samplings = Samplings(args.mp_resume)
         further = [shim for shim in self.script.shims if shim not in _imported]
         self.shims = [*_imported, *stack.enter_context(shims(further, args.mp_device))]
         if args.motionprompt:
@@ -127,7 +139,12 @@ class Session:
             if output is not None:
                 self._record(Path(output))
         self.model = model
-        backbones.attach(model, self.method)
+        backbones.attach(model, self.method, self.samplings)
+
+    def finish(self) -> None:
+        """The host is done, and its videos are written."""
+        if self.samplings is not None:
+            self.samplings.discard()
 
     def _check(self, args: Any) -> None:
         for argument in self.script.files:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from resumption import assert_same_trace, kill_when
 
 from mp_hooks import mini
 from mp_hooks.cli.main import main
@@ -120,3 +122,24 @@ def test_generate_for_a_file_of_prompts(tmp_path: Path, capsys: pytest.CaptureFi
     for shard in ("2/2", "x"):
         assert main([*command, "--shard", shard]) == 2
         assert "--shard" in capsys.readouterr().err
+
+
+def test_generate_goes_on_after_a_kill(tmp_path: Path) -> None:
+    """Killed while it samples the second batch: clips and traces are an unbroken run's, finished clips untouched."""
+    (tmp_path / "prompts.txt").write_text("a red circle moving left\na blue square moving up\n")
+    command = ["generate", "--prompts", str(tmp_path / "prompts.txt"), "--seeds", "5", "--steps", "2"]
+    command += ["--motionprompt", "--mp-iterations", "1", "--out"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert main([*command, str(whole)]) == 0
+    program = str(Path(sys.executable).with_name("motionprompt"))
+    kill_when((killed / "traces/00001.jsonl").exists, [program, *command, str(killed)], tmp_path)
+    finished = {path.name: path.stat().st_mtime_ns for path in killed.glob("*.mp4") if path.name[0] != "."}
+    assert len(finished) == 8
+    assert main([*command, str(killed)]) == 0
+    assert {name: (killed / name).stat().st_mtime_ns for name in finished} == finished
+    assert sorted(path.name for path in killed.iterdir()) == sorted(path.name for path in whole.iterdir())
+    for path in whole.glob("*.mp4"):
+        # x264 is not the same to the bit
+        assert (read_frames(path).float() - read_frames(killed / path.name).float()).abs().mean() < 2
+    for path in (whole / "traces").iterdir():
+        assert_same_trace(path, killed / "traces" / path.name)

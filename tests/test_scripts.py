@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from resumption import assert_same_trace, kill_when
 
 from mp_hooks import patching
 from mp_hooks.guidance.trace import read_trace
@@ -20,7 +21,7 @@ from mp_hooks.testing.doctor import GUIDANCE, copy_of, run
 from mp_hooks.testing.dynamicrafter import DynamiCrafterCase
 from mp_hooks.testing.lavie import LaVieCase
 from mp_hooks.testing.videocrafter import VideoCrafterCase, VideoCrafterImageCase
-from mp_hooks.video import find_videos, video_info
+from mp_hooks.video import SUFFIXES, find_videos, read_frames, video_info
 
 pytestmark = pytest.mark.upstream
 
@@ -53,6 +54,7 @@ class Host:
     """A host's script in one configuration.
 
     autoencoder: the module of its VAE's class. frames: of its videos. grid: whether it writes one more, of all of them.
+    killed: whether the whole way has a kill in it.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Host:
     frames: int
     case: Callable[[Path], HostCase]
     grid: bool = False
+    killed: bool = False
 
 
 LVDM = "lvdm.models.autoencoder"
@@ -68,7 +71,7 @@ HOSTS = {
     "videocrafter-image": Host("videocrafter2", LVDM, 8, VideoCrafterImageCase),
     "dynamicrafter-256": Host("dynamicrafter", LVDM, 4, lambda root: DynamiCrafterCase(root, "256")),
     "dynamicrafter-512": Host("dynamicrafter", LVDM, 4, DynamiCrafterCase),
-    "lavie": Host("lavie", "diffusers", 8, LaVieCase),
+    "lavie": Host("lavie", "diffusers", 8, LaVieCase, killed=True),
     "animatediff": Host("animatediff", "diffusers", 8, AnimateDiffCase, grid=True),
 }
 VARIANTS = {
@@ -86,6 +89,7 @@ VARIANTS = {
 }
 
 MORE = {"videocrafter-1-large", "dynamicrafter-loop", "lavie-ddim"}  # near relatives of others here: with -m slow
+KILLED = ("videocrafter2", "dynamicrafter-512", "animatediff")  # as slow as others, where LaVie stands for them
 
 
 @pytest.fixture
@@ -145,7 +149,7 @@ def assert_guided(host: Host, command: Command) -> None:
     videos = len(prompts) + host.grid
     assert run(command, [*GUIDANCE, "--mp-device", "cpu"]).videos == videos
     assert [video_info(path).frames for path in find_videos(command.results)] == [host.frames] * videos
-    records = read_trace(command.results / "motionprompt" / "trace.jsonl")
+    records = records_of(command.results)
     assert [record["prompts"] for record in records if record["event"] == "run"] == [[prompt] for prompt in prompts]
     iterations = [record for record in records if record["event"] == "iteration"]
     assert len(iterations) == len(prompts) * 2 * 3  # two guided steps of four, K
@@ -157,9 +161,40 @@ def assert_guided(host: Host, command: Command) -> None:
     assert (command.results / "motionprompt" / "config.yaml").is_file()
 
 
+def assert_goes_on(host: Host, command: Command, tmp_path: Path) -> None:
+    """Killed once its first video is there and started again: it ends as what `assert_guided` left began.
+
+    The seconds in the trace tell that the first sampling was handed back: no two samplings take the same.
+    """
+    whole, kept = command.results, tmp_path / "kept"
+    if not command.dated:
+        whole = whole.rename(tmp_path / "whole")
+
+    def there() -> bool:
+        begun = command.output.exists() and command.results != whole
+        return begun and any(path.suffix in SUFFIXES for path in command.results.rglob("*"))
+
+    guided = [*GUIDANCE, "--mp-device", "cpu", "--mp-resume", str(kept)]
+    kill_when(there, [*command.script, *command.options, *guided], command.folder)
+    assert [path.name for path in kept.iterdir() if not path.name.startswith(".")] == ["mp-sampling-00000.pt"]
+    first = [record for record in records_of(command.results) if record["run"] == 0]
+    run(command, guided)
+    assert [record for record in records_of(command.results) if record["run"] == 0] == first
+    assert_same_trace(command.results / "motionprompt/trace.jsonl", whole / "motionprompt/trace.jsonl")
+    for ours, theirs in zip(find_videos(command.results), find_videos(whole), strict=True):
+        assert ours.name == theirs.name
+        # x264 is not the same to the bit
+        assert (read_frames(ours).float() - read_frames(theirs).float()).abs().mean() < 2
+    assert not kept.exists()
+
+
+def records_of(results: Path) -> list[dict]:
+    return read_trace(results / "motionprompt" / "trace.jsonl")
+
+
 @pytest.mark.parametrize("host", HOSTS.values(), ids=HOSTS)
-def test_the_whole_way(host: Host, checkout: Path, command: Command) -> None:
-    """Unpatched, patched and off, patched and on through the host's own script, reverted."""
+def test_the_whole_way(host: Host, checkout: Path, command: Command, tmp_path: Path) -> None:
+    """Unpatched, patched and off, patched and on through the host's own script (killed too, LaVie's), reverted."""
     manifest = patching.load(host.name)
     entry = own_arguments(command)
     vanilla = decoded(host, command, entry, "vanilla")
@@ -169,6 +204,8 @@ def test_the_whole_way(host: Host, checkout: Path, command: Command) -> None:
     assert all(latents.isfinite().all() for latents in vanilla)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(off, vanilla, strict=True))
     assert_guided(host, command)
+    if host.killed:
+        assert_goes_on(host, command, tmp_path)
     patching.revert(manifest, checkout)
     assert git(checkout, "status", "--porcelain", "--untracked-files=no") == ""
 
@@ -180,3 +217,11 @@ def test_the_whole_way(host: Host, checkout: Path, command: Command) -> None:
 def test_other_configurations(host: Host, checkout: Path, command: Command) -> None:
     patching.apply(patching.load(host.name), checkout)
     assert_guided(host, command)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("host", [HOSTS[name] for name in KILLED], ids=KILLED)
+def test_goes_on_after_a_kill(host: Host, checkout: Path, command: Command, tmp_path: Path) -> None:
+    patching.apply(patching.load(host.name), checkout)
+    assert_guided(host, command)
+    assert_goes_on(host, command, tmp_path)

@@ -67,6 +67,7 @@ def entry(checkout: Path) -> Iterator[ModuleType]:
         (["--mp-placement", "middle"], "end"),
         (["--mp-iterations", "0"], "at least 1"),
         (["--mp-config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--mp-resume", "README.md/kept"], "give --mp-resume another folder"),
     ],
 )
 def test_bad_input_is_one_sentence(
@@ -85,6 +86,18 @@ def test_bad_input_is_one_sentence(
         entry.run_inference(args, 1, 0)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_resuming_without_motionprompt_is_one_sentence(
+    entry: ModuleType, command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        entry.run_inference(
+            entry.get_parser().parse_args([*command.options, "--mp-resume", str(tmp_path / "kept")]), 1, 0
+        )
+    assert stopped.value.code == 2
+    assert "add --motionprompt" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "kept").exists()
 
 
 def test_bad_input_from_the_shell(command: Command) -> None:

@@ -11,6 +11,7 @@ from mp_hooks.errors import MotionPromptError, unknown_name
 
 if TYPE_CHECKING:
     from mp_hooks.backbones.base import Adapter
+    from mp_hooks.backbones.samplings import Samplings
     from mp_hooks.guidance import MotionPrompt, MotionPromptConfig
 
 # name -> "module:class"; order matters where one host could be taken for another
@@ -60,10 +61,11 @@ def apply_patch(host: Any, config: MotionPromptConfig | None = None) -> None:
     attach(host, MotionPrompt(config or MotionPromptConfig()))
 
 
-def attach(host: Any, method: MotionPrompt) -> None:
-    """`apply_patch` with a method that is loaded already."""
+def attach(host: Any, method: MotionPrompt, samplings: Samplings | None = None) -> None:
+    """`apply_patch` with a method that is loaded already; `samplings` keeps what is finished, and hands it back."""
     remove_patch(host)
     adapter = adapter_for(host)
+    adapter.samplings = samplings
     adapter.apply(method)
     vars(host)[ADAPTER] = adapter
 

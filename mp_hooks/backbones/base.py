@@ -7,7 +7,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from mp_hooks.errors import MotionPromptError
 from mp_hooks.guidance import MotionPrompt, Run, Step
 from mp_hooks.guidance.method import is_out_of_memory, rng_rewind
 from mp_hooks.guidance.tokens import TextInput
+
+if TYPE_CHECKING:
+    from mp_hooks.backbones.samplings import Samplings
 
 Site = tuple[Any, str]  # an object or class, and the name of its function to wrap
 
@@ -32,6 +35,7 @@ class Adapter(ABC):
 
     name: ClassVar[str]  # in the registry, and of the manifest in patches/ if there is one
     method: MotionPrompt  # while hooked
+    samplings: Samplings | None = None  # finished ones, where they are kept
     # class names of the blocks to checkpoint
     attention_blocks: ClassVar[tuple[str, ...]] = ("BasicTransformerBlock",)
     other_blocks: ClassVar[tuple[str, ...]] = ("ResBlock", "ResnetBlock", "ResnetBlock2D", "ResnetBlock3D")
@@ -178,12 +182,16 @@ class Adapter(ABC):
         prompts = self.prompts(*args, **kwargs)
         if prompts is None:
             return original(*args, **kwargs)
-        run = self.current = self.method.run(self, prompts)
-        try:
-            return original(*args, **kwargs)
-        finally:
-            self.current = None
-            run.close()
+
+        def sample() -> Any:
+            run = self.current = self.method.run(self, prompts)
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self.current = None
+                run.close()
+
+        return sample() if self.samplings is None else self.samplings.once(sample, self, prompts, args, kwargs)
 
     def _around_step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         run = self.current

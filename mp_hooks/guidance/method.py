@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -102,13 +102,20 @@ class MotionPrompt:
         self.decoder = TinyDecoder(config.decoder) if config.decoder else None
         self.trace = Trace(config.trace)
         self.loss_scale = config.loss_scale  # what a run learns of it holds for the next
-        self._runs = 0
+        self.started = 0  # runs
 
     def run(self, host: Host, prompts: Sequence[str]) -> Run:
         """Start sampling `prompts`, one a sample; the tokens start afresh."""
-        run = self.run_type(self, host, list(prompts), number=self._runs)
-        self._runs += 1
+        run = self.run_type(self, host, list(prompts), number=self.started)
+        self.started += 1
         return run
+
+    def resume(self, records: Sequence[Mapping[str, Any]], loss_scale: float) -> None:
+        """Take a run of an earlier process for this one's next: what it wrote to the trace, and its loss scale."""
+        for record in records:
+            self.trace.write(**record)
+        self.loss_scale = loss_scale
+        self.started += 1
 
     def close(self) -> None:
         """Close the trace."""

@@ -6,7 +6,8 @@ import json
 import resource
 import sys
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,6 +25,7 @@ class Trace:
 
     def __init__(self, path: str | Path | None) -> None:
         self._file: TextIO | None = None
+        self._copies: list[dict[str, Any]] | None = None
         if path is not None:
             try:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -33,14 +35,27 @@ class Trace:
 
     def write(self, event: str, **record: Any) -> None:
         """Append one record. Where that is not possible, on a full disk say, a warning tells, and the run goes on."""
+        record = {"event": event, **record}
+        if self._copies is not None:
+            self._copies.append(record)
         if self._file is None:
             return
         try:
-            self._file.write(json.dumps({"event": event, **record}) + "\n")
+            self._file.write(json.dumps(record) + "\n")
             self._file.flush()
         except OSError as error:
             warnings.warn(f"the trace {self._file.name} ends here: {error.strerror}; the run goes on", stacklevel=2)
             self.close()
+
+    @contextmanager
+    def copied(self) -> Iterator[list[dict[str, Any]]]:
+        """The records of what happens inside, whether they can be written or not."""
+        copies: list[dict[str, Any]] = []
+        self._copies = copies
+        try:
+            yield copies
+        finally:
+            self._copies = None
 
     def close(self) -> None:
         """Close the file; nothing is written afterwards."""
