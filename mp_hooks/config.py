@@ -21,7 +21,7 @@ OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}  # name: class in 
 # What is cheaper than the exact algorithm, and approximates it: docs/cost.md has each one's price and gain.
 PRESETS: dict[str, dict[str, Any]] = {
     "exact": {},
-    "balanced": {"subclip": 4},
+    "balanced": {"subclip": 4, "iterations": 4},
     "fast": {"subclip": 4, "iterations": 2},
 }
 

@@ -17,6 +17,7 @@ from mp_hooks.backbones.checkpointing import MARGIN, choose
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.guidance import MotionPrompt, MotionPromptConfig, Run, Step
 from mp_hooks.guidance.decoder import TinyDecoder
+from mp_hooks.guidance.method import Anchor
 from mp_hooks.guidance.trace import read_trace
 from mp_hooks.testing.animatediff import AnimateDiffCase
 from mp_hooks.testing.case import HostCase, MissingPackage
@@ -178,6 +179,71 @@ def test_an_excerpt_is_the_clip_in_its_frames(case: tuple[HostCase, Any]) -> Non
         torch.testing.assert_close(run.host.predict_clean(step, step.conditioning), clean)
 
     at_a_guided_step(*case, case[0].config, look)
+
+
+def test_what_a_step_came_to_holds_its_prediction(case: tuple[HostCase, Any]) -> None:
+    def look(run: Run, step: Step) -> None:
+        with torch.random.fork_rng(devices=[]):
+            taken = run.host.take(step, step.conditioning)
+        clean = run.host.predict_clean(step, step.conditioning)
+        torch.testing.assert_close(run.host.predicted(step, taken), clean)
+
+    at_a_guided_step(*case, case[0].config, look)
+
+
+def test_an_excerpts_branches_without_tokens_are_the_clips(case: tuple[HostCase, Any]) -> None:
+    """They are computed once, for the whole clip, and serve the step too."""
+    frames: list[int] = []
+
+    def look(run: Run, step: Step) -> None:
+        host = run.host.host
+        denoiser = host.model.diffusion_model if hasattr(host, "model") else host.unet
+        noted = denoiser.register_forward_pre_hook(lambda _module, given: frames.append(given[0].shape[2]))
+        part = run.host.excerpt(step, range(1, 3))
+        for _ in range(2):
+            run.host.predict_clean(part, step.conditioning)
+        run.host.take(step, step.conditioning)
+        noted.remove()
+        assert sorted(frames) == [2, 2, step.frames, step.frames]
+
+    at_a_guided_step(*case, replace(case[0].config, checkpointing="none"), look)  # "auto" would have computed some
+
+
+def test_an_anchor_takes_of_a_part_what_changes() -> None:
+    anchor = Anchor(torch.tensor([5.0]))
+    alone = torch.tensor([2.0], requires_grad=True)
+    placed = anchor(alone)
+    placed.sum().backward()
+    assert placed.item() == 5 and alone.grad.item() == 1
+    assert anchor(torch.tensor([2.5])).item() == 5.5
+
+
+def test_an_excerpt_is_put_where_the_step_before_predicted_the_clip(case: tuple[HostCase, Any]) -> None:
+    predicted: list[Tensor] = []
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    class Noting(Run):
+        def took(self, step: Step, taken: Any) -> None:
+            super().took(step, taken)
+            predicted.append(self.host.predicted(step, taken))
+
+        def _near(self, step: Step, generator: torch.Generator) -> tuple[Step, int]:
+            near, first = super()._near(step, generator)
+            if self._before is not None:
+                near_before = near.anchor(torch.zeros_like(near.latents))
+                seen.append((near_before, predicted[-1][:, :, first : first + near.frames]))
+            return near, first
+
+    method = MotionPrompt(replace(case[0].config, subclip=2, iterations=1, checkpointing="none"))
+    method.run_type = Noting
+    backbones.attach(case[1], method)
+    try:
+        case[0].sample(case[1], case[0].prompts, seed=7)
+    finally:
+        backbones.remove_patch(case[1])
+    assert seen
+    for placed, expected in seen:
+        torch.testing.assert_close(placed, expected)
 
 
 def test_a_subclip_guides_the_whole_clip(case: tuple[HostCase, Any], tmp_path: Path) -> None:

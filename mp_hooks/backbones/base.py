@@ -113,8 +113,15 @@ class Adapter(ABC):
         return {}
 
     def excerpt(self, step: Step, frames: range) -> Step | None:
-        """The same step of these frames alone; None where no part of a clip can be had."""
+        """The same step of these frames alone, its branches without T the whole clip's; None where no part can be had.
+
+        A host with excerpts has `predicted` too.
+        """
         return None
+
+    def predicted(self, step: Step, taken: Any) -> Tensor:
+        """z0_hat [b, c, t, h, w] in what the host's step returned."""
+        raise NotImplementedError(f"{type(self).__name__} has excerpts and does not tell what a step predicted")
 
     def wide(self, step: Step) -> Step:
         """The same step for modules whose weights are float32; this one, where the host's always are."""
@@ -200,8 +207,16 @@ class Adapter(ABC):
                 "two threads sample one model, of which one does with MotionPrompt; give each thread a model of its own"
             )
         step = None if run is None else self.read(*args, **kwargs)
-        if run is None or step is None or not run.guides(step):
+        if run is None or step is None:
             return original(*args, **kwargs)
+        result = self._guided(run, step) if run.guides(step) else None
+        if result is None:
+            result = original(*args, **kwargs)
+        run.took(step, result)
+        return result
+
+    def _guided(self, run: Run, step: Step) -> Any:
+        """What the step comes to with optimised tokens; None, and all as it was, where the host shall take it alone."""
         rewind = rng_rewind(step.latents.device)
         out_of_memory = False
         try:
@@ -219,7 +234,7 @@ class Adapter(ABC):
             torch.cuda.empty_cache()
         run.leave_unguided(step, out_of_memory=out_of_memory)
         rewind()
-        return original(*args, **kwargs)
+        return None
 
 
 def detached(value: Any) -> Any:

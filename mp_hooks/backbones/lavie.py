@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from mp_hooks.backbones.diffusers.inflated import InflatedStableDiffusion
-from mp_hooks.backbones.diffusers.pipeline import excerpt_of_latents
 from mp_hooks.guidance import Step
 
 
@@ -16,4 +15,4 @@ class LaVie(InflatedStableDiffusion):
     copies = "num_images_per_prompt"
 
     def excerpt(self, step: Step, frames: range) -> Step:
-        return excerpt_of_latents(step, frames)
+        return self.excerpt_of_latents(step, frames)

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -37,7 +37,7 @@ class Step:
 
     latents: z_t [b, c, t, h, w]. conditioning: the host's own text rows [b, l, d]. index counts up from 0, the step
     from pure noise, to total - 1. timestep is the model's. frames: t, of the clip as it will be decoded. call: whatever
-    the adapter needs to make the call again.
+    the adapter needs to make the call again. anchor: an excerpt's.
     """
 
     latents: Tensor
@@ -47,6 +47,24 @@ class Step:
     timestep: float
     frames: int
     call: Any = None
+    anchor: Anchor | None = None
+
+
+class Anchor:
+    """Where an excerpt's z0_hat is put: at what the step before predicted for its frames within the whole clip.
+
+    A part alone is predicted otherwise than within its clip; of it only what T changes is taken.
+    """
+
+    def __init__(self, before: Tensor) -> None:
+        self._before = before
+        self._alone: Tensor | None = None
+
+    def __call__(self, alone: Tensor) -> Tensor:
+        """z0_hat [b, c, t, h, w] of the part alone, put there; the first is that of the step's first tokens."""
+        if self._alone is None:
+            self._alone = alone.detach()
+        return self._before + (alone - self._alone)
 
 
 class Host(Protocol):
@@ -69,7 +87,13 @@ class Host(Protocol):
         """The named frames of z0_hat as pixels, [b, 3, n, h, w] in [-1, 1], differentiable."""
 
     def excerpt(self, step: Step, frames: range) -> Step | None:
-        """The same step of these frames of the clip alone; None where no part can be had."""
+        """The same step of these frames of the clip alone; None where no part can be had.
+
+        Branches without T are the whole clip's part.
+        """
+
+    def predicted(self, step: Step, taken: Any) -> Tensor:
+        """z0_hat [b, c, t, h, w] of the whole clip, in what the host's step came to; asked where excerpts are had."""
 
     def wide(self, step: Step) -> Step:
         """The same step for modules whose weights are float32."""
@@ -138,9 +162,11 @@ class Run:
         self.skipped = 0  # updates
         self.unguided = 0  # steps that would have been guided
         self._out_of_memory = False
+        self._before: tuple[int, Tensor] | None = None  # index and z0_hat of the last step, for excerpts
         self._seed = torch.initial_seed() if config.seed is None else config.seed
         self._generator = torch.Generator().manual_seed(self._seed)  # the host's noise stays its own
-        self._warned = self._warned_of_excerpt = False
+        self._warned = False
+        self._whole = False  # whether the host takes no part of a clip
         self._bar = tqdm(leave=False, disable=not config.progress)
         method.trace.write("run", run=number, prompts=prompts, seed=self._seed)
 
@@ -185,6 +211,11 @@ class Run:
     def accepts(self, taken: Any) -> bool:
         """Whether what the host's step came to is finite."""
         return all_finite(taken)
+
+    def took(self, step: Step, taken: Any) -> None:
+        """Keep what a step, guided or not, came to as far as the next one wants it."""
+        if self._part(step) is not None:
+            self._before = step.index, full_precision(self.host.predicted(step, taken).detach())
 
     def leave_unguided(self, step: Step, *, out_of_memory: bool) -> None:
         """Note that the host takes this step as its own: guided, it was not finite, or memory did not suffice.
@@ -247,17 +278,23 @@ class Run:
 
     def _near(self, step: Step, generator: torch.Generator) -> tuple[Step, int]:
         """What the updates look at, a part of the clip if that is asked for and the host can, and its first frame."""
-        length = self.config.subclip
-        if length is None or length >= step.frames:
+        length = self._part(step)
+        if length is None:
             return step, 0
         first = int(torch.randint(step.frames - length + 1, (1,), generator=generator))
         near = self.host.excerpt(step, range(first, first + length))
-        if near is not None:
-            return near, first
-        if not self._warned_of_excerpt:
-            self._warned_of_excerpt = True
+        if near is None:
+            self._whole = True
             warnings.warn("this host cannot take a part of a clip: subclip has no effect", stacklevel=2)
-        return step, 0
+            return step, 0
+        if self._before is not None and self._before[0] == step.index - 1:
+            near = replace(near, anchor=Anchor(self._before[1][:, :, first : first + length]))
+        return near, first
+
+    def _part(self, step: Step) -> int | None:
+        """How many of the clip's frames updates look at; None for all."""
+        length = self.config.subclip
+        return None if length is None or length >= step.frames or self._whole else length
 
     def _gradient(self, step: Step, tokens: Tensor, pairs: Tensor, corner: Tensor, scale: float) -> tuple[Loss, Tensor]:
         """The loss at these frame pairs and its gradient [b, n, d], computed at `scale` times its size."""
@@ -288,6 +325,8 @@ class Run:
     def _loss(self, step: Step, tokens: Tensor, pairs: Tensor, corner: Tensor) -> Loss:
         """l_total of z0_hat under c(T), at these frame pairs [p, 2]."""
         clean = full_precision(self.host.predict_clean(step, self._encode(tokens)))
+        if step.anchor is not None:
+            clean = step.anchor(clean)
         wanted = sorted({frame for pair in pairs.tolist() for frame in pair})
         decode = self.method.decoder.to(clean.device) if self.method.decoder else self.host.decode
         with torch.autocast(clean.device.type, enabled=False):

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from mp_hooks.backbones.diffusers.pipeline import BatchedGuidance, excerpt_of_latents
+from mp_hooks.backbones.diffusers.pipeline import BatchedGuidance
 from mp_hooks.backbones.diffusers.text import clip_text
 from mp_hooks.backbones.hooks import Hooks
 from mp_hooks.guidance import Step
@@ -21,7 +21,7 @@ class MotionModules(BatchedGuidance):
     places: ClassVar[str]  # class of the layers that add it
 
     def excerpt(self, step: Step, frames: range) -> Step:
-        return excerpt_of_latents(step, frames)
+        return self.excerpt_of_latents(step, frames)
 
     def branch(self, step: Step, rows: Tensor) -> Tensor:
         self._first = step.call.first

@@ -178,12 +178,6 @@ class DiffusersPipeline(Adapter):
         return (self.pack(output),) if kind is tuple else kind(sample=self.pack(output))
 
 
-def excerpt_of_latents(step: Step, frames: range) -> Step:
-    """The excerpt where a frame of latents is a frame of the clip, and nothing else is given frame by frame."""
-    call = Call(step.call.arguments, step.call.negative, first=frames.start)
-    return replace(step, latents=step.latents[:, :, frames.start : frames.stop], frames=len(frames), call=call)
-
-
 @contextmanager
 def staying(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Whole models that accelerate offloads (enable_model_cpu_offload) stay on the device once they are called.
@@ -221,3 +215,16 @@ class BatchedGuidance(DiffusersPipeline):
         """The host's batch of both branches, of which the unconditional one is known from the updates."""
         output = self.branch(step, conditioning)
         return self.returned(step, torch.cat([self.unconditional(step), output]) if self.guided else output)
+
+    def predicted(self, step: Step, taken: Any) -> Tensor:
+        output = self.unpack(taken[0], step.call.arguments.arguments)
+        if self.guided:
+            output = self.combine(step, *output.chunk(2))
+        return clean_latents(self.host.scheduler, step.latents, output, step.timestep)
+
+    def excerpt_of_latents(self, step: Step, frames: range) -> Step:
+        """The excerpt where a frame of latents is a frame of the clip, and nothing else is given frame by frame."""
+        part = slice(frames.start, frames.stop)
+        unconditional = self.unconditional(step)[:, :, part] if self.guided else None
+        call = Call(step.call.arguments, step.call.negative, unconditional, first=frames.start)
+        return replace(step, latents=step.latents[:, :, part], frames=len(frames), call=call)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from mp_hooks.backbones.diffusers.pipeline import BatchedGuidance, excerpt_of_latents
+from mp_hooks.backbones.diffusers.pipeline import BatchedGuidance
 from mp_hooks.backbones.diffusers.text import clip_text
 from mp_hooks.guidance import Step
 from mp_hooks.guidance.tokens import TextInput
@@ -31,7 +31,7 @@ class TextToVideoSD(BatchedGuidance):
         return latents.shape[2]
 
     def excerpt(self, step: Step, frames: range) -> Step:
-        return excerpt_of_latents(step, frames)
+        return self.excerpt_of_latents(step, frames)
 
     @property
     def text(self) -> TextInput:

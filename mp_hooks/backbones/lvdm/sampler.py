@@ -6,7 +6,7 @@ import importlib
 import inspect
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -25,6 +25,16 @@ REMEMBERED_ENCODINGS = 32  # prompt batches a script may encode before it sample
 TOKENS_A_FRAME = 16  # of a picture, where each frame has its own (DynamiCrafter)
 
 
+@dataclass(frozen=True)
+class _Excerpted:
+    """A conditioning cut to some frames (kept, so that its id stays its own), and what it was cut from."""
+
+    own: dict[str, Any]
+    latents: Tensor
+    whole: dict[str, Any]
+    part: slice
+
+
 class LVDM(Adapter):
     """`host` is a LatentDiffusion model, sampled by the DDIMSampler of `sampler_modules`, the first unless told.
 
@@ -38,6 +48,7 @@ class LVDM(Adapter):
         super().__init__(host)
         self._samplers = [importlib.import_module(module).DDIMSampler for module in self.sampler_modules]
         self._with_tokens: dict[str, Any] | None = None  # the conditioning of the call being made
+        self._excerpted: dict[int, _Excerpted] = {}  # in a guided step, by the id of the excerpt's conditioning
         self._encoded: deque[tuple[list[str], Tensor]] = deque(maxlen=REMEMBERED_ENCODINGS)
 
     # --- where and when
@@ -115,7 +126,10 @@ class LVDM(Adapter):
         return type(self.host).get_learned_conditioning(self.host, list(prompts))
 
     def predict_clean(self, step: Step, conditioning: Tensor) -> Tensor:
-        return self._sampled(step, conditioning)[1]
+        return self.predicted(step, self._sampled(step, conditioning))
+
+    def predicted(self, step: Step, taken: tuple[Tensor, Tensor]) -> Tensor:
+        return taken[1]
 
     def _sampled(self, step: Step, conditioning: Tensor) -> tuple[Tensor, Tensor]:
         """(x_prev, pred_x0) of the host's own step, undecorated."""
@@ -144,7 +158,9 @@ class LVDM(Adapter):
             if rest.shape[1] == TOKENS_A_FRAME * step.frames:
                 rest = rest.unflatten(1, (step.frames, TOKENS_A_FRAME))[:, part].flatten(1, 2)
             pictures = {"c_concat": [each[:, :, part] for each in value["c_concat"]]} if "c_concat" in value else {}
-            return {**value, **pictures, "c_crossattn": [torch.cat([text, rest], dim=1)]}
+            own = {**value, **pictures, "c_crossattn": [torch.cat([text, rest], dim=1)]}
+            self._excerpted[id(own)] = _Excerpted(own, step.latents, value, part)
+            return own
 
         call = inspect.BoundArguments(step.call.signature, step.call.arguments.copy())
         arguments = call.arguments
@@ -174,10 +190,14 @@ class LVDM(Adapter):
     def during(self, step: Step, hooks: Hooks) -> None:
         """Branches without T are computed once, and the host's own checkpointing gives way to ours."""
         known: dict[int, tuple[Any, Tensor]] = {}  # by the conditioning's id, with it, so that the id stays its own
+        self._excerpted.clear()
 
         def once(original: Callable[..., Tensor], x: Tensor, t: Tensor, cond: Any, **kwargs: Any) -> Tensor:
             if cond is self._with_tokens or not isinstance(cond, dict):
                 return original(x, t, cond, **kwargs)
+            if id(cond) in self._excerpted:
+                excerpted = self._excerpted[id(cond)]
+                return once(original, excerpted.latents, t, excerpted.whole, **kwargs)[:, :, excerpted.part]
             if id(cond) not in known:
                 with torch.no_grad():
                     known[id(cond)] = cond, original(x, t, cond, **kwargs)
