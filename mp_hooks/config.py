@@ -22,7 +22,7 @@ OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}  # name: class in 
 PRESETS: dict[str, dict[str, Any]] = {
     "exact": {},
     "balanced": {"subclip": 4, "iterations": 4},
-    "fast": {"subclip": 4, "iterations": 2},
+    "fast": {"subclip": 4, "iterations": 4, "decoder": "taesd"},
 }
 
 
@@ -62,7 +62,9 @@ class MotionPromptConfig:
     flow: str | None = _option(None, "flow estimator; the one the discriminator was trained with if not given")
     flow_weights: str | None = _option(None, "file of the flow estimator's weights; its hub weights if not given")
     subclip: int | None = _option(None, "frames that an update looks at; the whole clip if not given", at_least=2)
-    decoder: str | None = _option(None, "file of TAESD's weights, to decode pairs with; the host's VAE if not given")
+    decoder: str | None = _option(
+        None, "a tiny decoder for the pairs: taesd, or a file of its weights; the host's VAE if not given"
+    )
     checkpointing: str = _option(
         "auto", "blocks computed again in the backward pass; auto goes by the free memory", choices=CHECKPOINTING
     )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mp_hooks.errors import MotionPromptError
 
 CHANNELS = 4  # of Stable Diffusion's latents
+HUB = {"taesd": "madebyollin/taesd"}  # name: repository of its weights
 
 
 class TinyDecoder(nn.Module):
@@ -19,7 +20,7 @@ class TinyDecoder(nn.Module):
     """
 
     def __init__(self, weights: str | Path) -> None:
-        """weights: a safetensors file in diffusers' naming (AutoencoderTiny)."""
+        """weights: a name in `HUB`, or a safetensors file in diffusers' naming (AutoencoderTiny)."""
         super().__init__()
         try:
             from diffusers import AutoencoderTiny
@@ -28,13 +29,17 @@ class TinyDecoder(nn.Module):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        net = AutoencoderTiny()
         try:
-            net.load_state_dict(load_file(weights))
+            if str(weights) in HUB:
+                net = AutoencoderTiny.from_pretrained(HUB[str(weights)], use_safetensors=True)
+            else:
+                net = AutoencoderTiny()
+                net.load_state_dict(load_file(weights))
         except (OSError, SafetensorError, RuntimeError) as error:
+            wrong = "cannot be had from the hub" if str(weights) in HUB else "does not hold TAESD's weights"
             raise MotionPromptError(
-                f"{weights} does not hold TAESD's weights in diffusers' naming; give the safetensors file of "
-                "huggingface.co/madebyollin/taesd"
+                f"the decoder {weights} {wrong}; give --mp-decoder the safetensors file of "
+                f"huggingface.co/{HUB['taesd']}, in diffusers' naming"
             ) from error
         self.decoder = net.decoder.float().eval().requires_grad_(False)
 
@@ -43,7 +48,7 @@ class TinyDecoder(nn.Module):
         if clean.shape[1] != CHANNELS:
             raise MotionPromptError(
                 f"the tiny decoder is for Stable Diffusion's latents of {CHANNELS} channels, and this host's have "
-                f"{clean.shape[1]}; leave decoder out"
+                f"{clean.shape[1]}; leave it out (preset 'balanced' has none)"
             )
         latents = clean[:, :, list(frames)].transpose(1, 2)
         return self.decoder(latents.flatten(0, 1)).unflatten(0, latents.shape[:2]).transpose(1, 2)

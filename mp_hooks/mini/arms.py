@@ -134,7 +134,7 @@ ARMS = {
     BASELINE: Arm("plain sampling"),
     GUIDED: Arm("MotionPrompt", around=guided_with()),
     "paper": Arm("MotionPrompt with the paper's loss alone", around=guided_with(lambda_photo=0.0)),
-    **{name: Arm(f"MotionPrompt, preset {name}", around=guided_with(**PRESETS[name])) for name in ("balanced", "fast")},
+    "balanced": Arm("MotionPrompt, preset balanced", around=guided_with(**PRESETS["balanced"])),
     "word": Arm("the initial word appended", prompt=lambda prompt, config: f"{prompt} {config.init_word}"),
     "search": Arm("tokens by random search", around=lambda pipe, config: guided(pipe, SearchingMotionPrompt(config))),
     "freeinit": Arm("FreeInit", around=lambda pipe, _: free_init(pipe)),
