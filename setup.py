@@ -14,7 +14,7 @@ DECORD = [
     "eva-decord>=0.6; platform_system == 'Darwin'",
 ]
 
-DIFFUSERS = ["diffusers>=0.30", "transformers>=4.40", "accelerate>=0.30", "sentencepiece", "ftfy"]
+DIFFUSERS = ["diffusers>=0.31", "transformers>=4.40", "accelerate>=0.30", "sentencepiece", "ftfy"]
 
 REPORT = ["scipy>=1.15", "matplotlib", "jinja2"]  # statistics, plots, pages
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,14 @@ from mp_hooks.testing.dynamicrafter import DynamiCrafterCase
 from mp_hooks.testing.lavie import LaVieCase
 from mp_hooks.testing.videocrafter import VideoCrafterCase, VideoCrafterImageCase
 
+THIRD_PARTY = Path(__file__).parents[1] / "third_party"
 
-def checkout(name: str) -> Path:
-    """The host's populated submodule; skips with the reason where it is empty."""
-    folder = Path(__file__).parents[1] / "third_party" / name
-    if not any(folder.glob("*.md")):
-        pytest.skip(f"{name} is not in third_party/; git submodule update --init third_party/{name} gets it")
-    return folder
+
+def upstream(name: str) -> Callable[[type], type]:
+    """Marks the suite of a host whose code is a submodule; skips it with the reason where that is empty."""
+    reason = f"{name} is not in third_party/; git submodule update --init third_party/{name} gets it"
+    empty = pytest.mark.skipif(not any((THIRD_PARTY / name).glob("*.md")), reason=reason)
+    return lambda suite: pytest.mark.upstream(empty(suite))
 
 
 class FreeInitCase(DiffusersAnimateDiffCase):
@@ -35,95 +36,73 @@ class FreeInitCase(DiffusersAnimateDiffCase):
             yield pipe
 
 
-@pytest.mark.upstream
+@upstream("VideoCrafter")
 class TestVideoCrafter(ConformanceSuite):
-    @pytest.fixture(scope="class", autouse=True)
-    def _case(self, request: pytest.FixtureRequest) -> None:
-        request.cls.case = VideoCrafterCase(checkout("VideoCrafter"))
+    case = VideoCrafterCase(THIRD_PARTY / "VideoCrafter")
 
 
-@pytest.mark.upstream
+@upstream("VideoCrafter")
 class TestVideoCrafter1(ConformanceSuite):
     """Neither scaled latents nor a frame rate, relative positions in time."""
 
-    @pytest.fixture(scope="class", autouse=True)
-    def _case(self, request: pytest.FixtureRequest) -> None:
-        request.cls.case = VideoCrafterCase(checkout("VideoCrafter"), "t2v_512_v1.0")
+    case = VideoCrafterCase(THIRD_PARTY / "VideoCrafter", "t2v_512_v1.0")
 
 
 @pytest.mark.slow
-@pytest.mark.upstream
+@upstream("VideoCrafter")
 class TestVideoCrafter1Large(ConformanceSuite):
     """The 1024 configuration scales its latents in another way."""
 
-    @pytest.fixture(scope="class", autouse=True)
-    def _case(self, request: pytest.FixtureRequest) -> None:
-        request.cls.case = VideoCrafterCase(checkout("VideoCrafter"), "t2v_1024_v1.0")
+    case = VideoCrafterCase(THIRD_PARTY / "VideoCrafter", "t2v_1024_v1.0")
 
 
-@pytest.mark.upstream
+@upstream("VideoCrafter")
 class TestVideoCrafterImage(ConformanceSuite):
-    @pytest.fixture(scope="class", autouse=True)
-    def _case(self, request: pytest.FixtureRequest) -> None:
-        request.cls.case = VideoCrafterImageCase(checkout("VideoCrafter"))
+    case = VideoCrafterImageCase(THIRD_PARTY / "VideoCrafter")
 
 
-@pytest.mark.upstream
+@upstream("LaVie")
 class TestLaVie(ConformanceSuite):
-    @pytest.fixture(scope="class", autouse=True)
-    def _case(self, request: pytest.FixtureRequest) -> None:
-        request.cls.case = LaVieCase(checkout("LaVie"))
+    case = LaVieCase(THIRD_PARTY / "LaVie")
 
 
-@pytest.mark.upstream
+@upstream("LaVie")
 class TestLaVieVariants(ConformanceSuite):
     """Euler's scaled input, no classifier-free guidance."""
 
-    @pytest.fixture(scope="class", autouse=True)
-    def _case(self, request: pytest.FixtureRequest) -> None:
-        request.cls.case = LaVieCase(checkout("LaVie"), "EulerDiscreteScheduler", guidance_scale=1.0)
+    case = LaVieCase(THIRD_PARTY / "LaVie", "EulerDiscreteScheduler", guidance_scale=1.0)
 
 
-@pytest.mark.upstream
+@upstream("DynamiCrafter")
 class TestDynamiCrafter(ConformanceSuite):
-    @pytest.fixture(scope="class", autouse=True)
-    def _case(self, request: pytest.FixtureRequest) -> None:
-        request.cls.case = DynamiCrafterCase(checkout("DynamiCrafter"))
+    case = DynamiCrafterCase(THIRD_PARTY / "DynamiCrafter")
 
 
 @pytest.mark.slow
-@pytest.mark.upstream
+@upstream("DynamiCrafter")
 class TestDynamiCrafter256(ConformanceSuite):
     """Noise is predicted, nothing is rescaled."""
 
-    @pytest.fixture(scope="class", autouse=True)
-    def _case(self, request: pytest.FixtureRequest) -> None:
-        request.cls.case = DynamiCrafterCase(checkout("DynamiCrafter"), "256")
+    case = DynamiCrafterCase(THIRD_PARTY / "DynamiCrafter", "256")
 
 
-@pytest.mark.upstream
+@upstream("DynamiCrafter")
 class TestDynamiCrafter1024(ConformanceSuite):
     """Rescaled more; a scale of its own for the image; first and last frame given."""
 
-    @pytest.fixture(scope="class", autouse=True)
-    def _case(self, request: pytest.FixtureRequest) -> None:
-        request.cls.case = DynamiCrafterCase(checkout("DynamiCrafter"), "1024", cfg_img=4.0, ends="interp")
+    case = DynamiCrafterCase(THIRD_PARTY / "DynamiCrafter", "1024", cfg_img=4.0, ends="interp")
 
 
-@pytest.mark.upstream
+@upstream("AnimateDiff")
 class TestAnimateDiff(ConformanceSuite):
-    @pytest.fixture(scope="class", autouse=True)
-    def _case(self, request: pytest.FixtureRequest) -> None:
-        request.cls.case = AnimateDiffCase(checkout("AnimateDiff"))
+    case = AnimateDiffCase(THIRD_PARTY / "AnimateDiff")
 
 
-@pytest.mark.upstream
+@upstream("AnimateDiff")
 class TestSparseCtrl(ConformanceSuite):
     """First and second frame given, negative prompts."""
 
-    @pytest.fixture(scope="class", autouse=True)
-    def _case(self, request: pytest.FixtureRequest) -> None:
-        request.cls.case = AnimateDiffCase(checkout("AnimateDiff"), pictures=2, negative_prompt=["else", "else"])
+    case = AnimateDiffCase(THIRD_PARTY / "AnimateDiff", pictures=2, negative_prompt=["else", "else"])
 
 
 class TestDiffusersAnimateDiff(ConformanceSuite):
@@ -178,6 +157,11 @@ class TestLTXVariants(ConformanceSuite):
     """A negative prompt, and the guided output rescaled to the conditional one's deviation."""
 
     case = LTXCase(negative_prompt="something else", guidance_scale=4.0, guidance_rescale=0.7)
+
+    @pytest.fixture(scope="class", autouse=True)
+    @classmethod
+    def _since(cls) -> None:
+        pytest.importorskip("diffusers", minversion="0.34")  # whose LTXPipeline takes guidance_rescale
 
 
 def test_every_adapter_is_held_to_the_kit() -> None:

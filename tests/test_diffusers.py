@@ -86,6 +86,7 @@ def test_tiny_tokenizer_knows_its_words(pipe: Any) -> None:
         assert len(pipe.tokenizer(word, add_special_tokens=False).input_ids) == 1
 
 
+@pytest.mark.skipif(not hasattr(diffusers, "LTXPipeline"), reason="LTXPipeline came with diffusers 0.32")
 @pytest.mark.parametrize("tokens", [1, 3])
 def test_ltx_attends_to_the_tokens(tokens: int) -> None:
     """The mask counts them where the tokens stand, and only there: end-of-text keeps its place behind them."""
@@ -106,6 +107,7 @@ def test_ltx_attends_to_the_tokens(tokens: int) -> None:
     assert [seen.count(mask) for mask in ([1, 6], [1], [6 + tokens])] == [2, 2, 2 * (case.config.iterations + 1)]
 
 
+@pytest.mark.skipif(not hasattr(diffusers, "WanPipeline"), reason="WanPipeline came with diffusers 0.33")
 def test_wan_computes_the_unconditional_branch_once() -> None:
     """Per guided step: unconditional, two updates, the step itself; the host's second call costs nothing."""
     case, passes = WanCase(), []

@@ -42,6 +42,9 @@ class Faulted:
             yield host
 
 
+VIDEOCRAFTER = patching.default_checkout(patching.load("videocrafter2"))
+
+
 class FaultedAnimateDiff(Faulted, AnimateDiffCase):
     pass
 
@@ -56,11 +59,6 @@ class TestAnimateDiffAfterFaults(ConformanceSuite):
 
 @pytest.mark.slow
 @pytest.mark.upstream
+@pytest.mark.skipif(not patching.is_present(VIDEOCRAFTER), reason="mp-patch videocrafter2 gets it into third_party/")
 class TestVideoCrafterAfterFaults(ConformanceSuite):
-    @pytest.fixture(scope="class", autouse=True)
-    def _case(self, request: pytest.FixtureRequest) -> None:
-        manifest = patching.load("videocrafter2")
-        checkout = patching.default_checkout(manifest)
-        if not patching.is_present(checkout):
-            pytest.skip(f"VideoCrafter is not in {checkout}; mp-patch videocrafter2 gets it")
-        request.cls.case = FaultedVideoCrafter(checkout)
+    case = FaultedVideoCrafter(VIDEOCRAFTER)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.mini import clean_clips, jerk, judge, read_clip
@@ -261,6 +262,10 @@ def test_training_can_begin_with_another_pipeline(tmp_path: Path, pipe):
     assert not (tmp_path / "second" / "vae.pt").exists()
     saved = [path.read_text() for path in (tmp_path / "second" / "model").rglob("*.json")]
     assert not any(str(tmp_path) in text for text in saved)
+    # as transformers 4 saves it, so that every version can read it
+    assert not (tmp_path / "second" / "model" / "tokenizer" / "tokenizer.json").exists()
+    weights = load_file(tmp_path / "second" / "model" / "text_encoder" / "model.safetensors")
+    assert all(name.startswith("text_model.") for name in weights)
     second = load_pipeline(tmp_path / "second" / "model")
     for name in ("conv_in", "conv_out"):
         ours, theirs = getattr(second.unet, name).weight, getattr(pipe.unet, name).weight

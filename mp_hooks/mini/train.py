@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
@@ -318,11 +318,26 @@ def export(pipe: AnimateDiffPipeline, loop: Loop, out: Path) -> None:
     type(pipe)(**parts).save_pretrained(fresh, safe_serialization=True)
     for path in fresh.rglob("*.safetensors"):
         path.chmod(0o644)
+    to_older_transformers(fresh)
     for path in fresh.rglob("config.json"):  # diffusers writes the folder a part was loaded from
         kept = {key: value for key, value in json.loads(path.read_text()).items() if key != "_name_or_path"}
         path.write_text(json.dumps(kept, indent=2) + "\n")
     shutil.rmtree(final, ignore_errors=True)
     fresh.rename(final)
+
+
+def to_older_transformers(folder: Path) -> None:
+    """Rewrite what transformers 5 saves in its own manner as every version reads it: CLIP's names and tokenizer."""
+    from tokenizers import Tokenizer
+
+    weights = folder / "text_encoder" / "model.safetensors"
+    saved = load(weights.read_bytes())  # not mapped: the file is written anew
+    named = {"text_model." + name.removeprefix("text_model."): part for name, part in saved.items()}
+    save_file(named, weights, metadata={"format": "pt"})
+    whole = folder / "tokenizer" / "tokenizer.json"
+    if whole.is_file():
+        Tokenizer.from_file(str(whole)).model.save(str(whole.parent))
+        whole.unlink()
 
 
 def work(rank: int, config: TrainingConfig, out: Path, port: int) -> None:

@@ -31,43 +31,51 @@ class ConformanceSuite:
 
     case: HostCase
 
+    # Fixtures of a class belong to it, not to an instance (pytest 9.2 says so), and with them what they call.
+
     @pytest.fixture(scope="class")
-    def host(self) -> Iterator[Any]:
+    @classmethod
+    def host(cls) -> Iterator[Any]:
         with ExitStack() as stack:
             try:
-                host = stack.enter_context(self.case.open())
+                host = stack.enter_context(cls.case.open())
             except MissingPackage as missing:
                 pytest.skip(str(missing))
             yield host
             backbones.remove_patch(host)
 
     @pytest.fixture(scope="class")
-    def as_built(self, host: Any) -> list[tuple[nn.Parameter, bool, Tensor]]:
+    @classmethod
+    def as_built(cls, host: Any) -> list[tuple[nn.Parameter, bool, Tensor]]:
         """The host's parameters, their flags and values before anything was sampled."""
         modules = backbones.adapter_for(host).modules()
         return [(p, p.requires_grad, p.detach().clone()) for module in modules for p in module.parameters()]
 
     @pytest.fixture(scope="class")
-    def vanilla(self, host: Any, as_built: Any) -> Tensor:
-        return self.sample(host)
+    @classmethod
+    def vanilla(cls, host: Any, as_built: Any) -> Tensor:
+        return cls.sample(host)
 
     @pytest.fixture(scope="class")
-    def guided(self, host: Any, as_built: Any) -> Guided:
-        return self.guide(host)
+    @classmethod
+    def guided(cls, host: Any, as_built: Any) -> Guided:
+        return cls.guide(host)
 
     @pytest.fixture(autouse=True)
     def _unpatched_afterwards(self, host: Any) -> Iterator[None]:
         yield
         backbones.remove_patch(host)
 
-    def sample(self, host: Any, prompts: list[str] | None = None) -> Tensor:
+    @classmethod
+    def sample(cls, host: Any, prompts: list[str] | None = None) -> Tensor:
         torch.manual_seed(7)
-        return self.case.sample(host, prompts or self.case.prompts, seed=7)
+        return cls.case.sample(host, prompts or cls.case.prompts, seed=7)
 
-    def guide(self, host: Any, prompts: list[str] | None = None) -> Guided:
-        method = Recorder(self.case.config)
+    @classmethod
+    def guide(cls, host: Any, prompts: list[str] | None = None) -> Guided:
+        method = Recorder(cls.case.config)
         with patched(host, method):
-            return Guided(self.sample(host, prompts), method, torch.random.get_rng_state())
+            return Guided(cls.sample(host, prompts), method, torch.random.get_rng_state())
 
     def test_off_on_off(self, host: Any, vanilla: Tensor) -> None:
         assert vanilla.isfinite().all()

@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from mp_hooks.backbones import adapter_class
+from mp_hooks.backbones.diffusers.pipeline import DiffusersPipeline
 from mp_hooks.compat import swapped
 from mp_hooks.mini.model import build_tokenizer
-from mp_hooks.testing.case import PROMPTS, HostCase, require
+from mp_hooks.testing.case import PROMPTS, HostCase, MissingPackage, require
 
 WORDS = sorted({*" ".join(PROMPTS).split(), "authentic", "something", "else"})
 
@@ -106,6 +108,9 @@ class DiffusersCase(HostCase):
     def open(self) -> Iterator[Any]:
         diffusers = require("diffusers", extra="diffusers")
         require("transformers", extra="diffusers")
+        pipeline = cast(type[DiffusersPipeline], adapter_class(self.name)).pipeline
+        if not hasattr(diffusers, pipeline):
+            raise MissingPackage(f"diffusers {diffusers.__version__} has no {pipeline}; pip install -U diffusers")
         torch.manual_seed(0)
         pipe = self.build(diffusers)
         pipe.set_progress_bar_config(disable=True)
@@ -277,8 +282,12 @@ class WanCase(DiffusersCase):
         scheduler = diffusers.UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
         )
-        return diffusers.WanPipeline(
-            tokenizer, t5_text_encoder(tokenizer, "UMT5"), vae.eval(), scheduler, transformer.eval()
+        return diffusers.WanPipeline(  # by name: their order changed after diffusers 0.33
+            tokenizer=tokenizer,
+            text_encoder=t5_text_encoder(tokenizer, "UMT5"),
+            vae=vae.eval(),
+            scheduler=scheduler,
+            transformer=transformer.eval(),
         )
 
     def own_predictions(self, host: Any, prompts: list[str], seed: int) -> list[Tensor]:

@@ -64,7 +64,7 @@ class CogVideoX(BatchedGuidance):
 
     def _padding(self, latents: Tensor) -> int:
         """Latent frames in front that CogVideoX 1.5 adds to fill its patches and drops before decoding."""
-        patch = self.host.transformer.config.patch_size_t
+        patch = self.host.transformer.config.get("patch_size_t")  # since diffusers 0.32
         if patch is None:
             return 0
         frames = self.asked["num_frames"] or self.host.transformer.config.sample_frames

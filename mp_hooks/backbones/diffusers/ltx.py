@@ -48,11 +48,12 @@ class LTX(BatchedGuidance):
 
     def combine(self, step: Step, unconditional: Tensor, conditional: Tensor) -> Tensor:
         combined = super().combine(step, unconditional, conditional)
-        if self.host.guidance_rescale <= 0:
+        rescale = getattr(self.host, "guidance_rescale", 0.0)  # since diffusers 0.34
+        if rescale <= 0:
             return combined
         from diffusers.pipelines.ltx.pipeline_ltx import rescale_noise_cfg
 
-        return rescale_noise_cfg(combined, conditional, guidance_rescale=self.host.guidance_rescale)
+        return rescale_noise_cfg(combined, conditional, guidance_rescale=rescale)
 
     @property
     def text(self) -> TextInput:
