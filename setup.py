@@ -60,12 +60,12 @@ setup(
     install_requires=[
         "torch>=2.4",  # whose autocast is asked by the name of a device
         "torchvision>=0.19",
-        "numpy>=1.23",
+        "numpy>=1.23.5",
         "omegaconf>=2.3",  # 2.1 cannot hold the configuration
         "pytorch-lightning>=2.4",  # whose seed_everything can be silent
         "einops>=0.6",
         "tqdm",
-        "safetensors>=0.4",
+        "safetensors>=0.4.1",
         "av>=12",
         "psutil",
         "pyyaml>=6.0",

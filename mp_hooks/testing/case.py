@@ -60,7 +60,7 @@ def importable(*folders: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        theirs = [name for name, module in sys.modules.items() if _lies_in(module, folders)]
+        theirs = [name for name, module in list(sys.modules.items()) if _lies_in(module, folders)]
         for name in theirs:
             del sys.modules[name]
         sys.path[:] = path
