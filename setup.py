@@ -35,10 +35,11 @@ EXTRAS = {
     "mini": MINI,
     # Measures of videos, pages and studies; timm and open_clip are for two of VBench's dimensions.
     "metrics": [*REPORT, "timm>=0.9.7", "open_clip_torch>=2.20"],
-    # Selenium votes through a study where there is a Chromium.
-    "test": ["pytest>=7", "pytest-xdist", "hypothesis", "ruff", "opencv-python-headless", "timm", "selenium", *MINI],
-    # Types and coverage of mp_hooks itself.
-    "check": ["mypy", "types-PyYAML", "types-tqdm", "pytest-cov"],
+    # Style and types are checked with the tests; Selenium votes through a study where there is a Chromium.
+    "test": [
+        *("pytest>=7", "pytest-xdist", "pytest-cov", "hypothesis", "ruff", "mypy", "types-PyYAML", "types-tqdm"),
+        *("opencv-python-headless", "timm", "selenium", *MINI),
+    ],
     "bench": ["opencv-python-headless", "matplotlib"],
 }
 
@@ -62,7 +63,7 @@ setup(
         "torchvision>=0.19",
         "numpy>=1.23.5",
         "omegaconf>=2.3",  # 2.1 cannot hold the configuration
-        "pytorch-lightning>=2.4",  # whose seed_everything can be silent
+        "pytorch-lightning>=2.6",  # whose fit loads a checkpoint by weights_only
         "einops>=0.6",
         "tqdm",
         "safetensors>=0.4.1",

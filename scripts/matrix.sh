@@ -1,38 +1,63 @@
 #!/usr/bin/env bash
-# The tests on the oldest and the newest versions that are supported, and on every Python between, each in an
-# environment of its own (some GB each) in build/matrix/. Arguments go on to pytest; STACKS="oldest python3.12" runs
-# only these. What cannot be installed here is said so and passed over.
+# The README's two commands in a fresh clone of the last commit, on the oldest versions that setup.py allows, on the
+# newest there are, and on every Python between: bash scripts/matrix.sh [STACK ...], all of them unless told. Each has a
+# folder of its own (some GB) in build/matrix/, with a log; what cannot be installed here is said so and passed over.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+unset VIRTUAL_ENV PYTHONPATH MP_NO_VENV MP_PYTHON
 
-# name, interpreter, what pip is to install; without a version the newest there is
-MATRIX='
-oldest      python3.10  torch==2.4.0 torchvision==0.19.0 diffusers==0.30.0 transformers==4.40.0 open_clip_torch==2.20.0
-python3.10  python3.10  torch torchvision diffusers transformers open_clip_torch==2.22.0
-python3.11  python3.11  torch torchvision diffusers transformers open_clip_torch==2.22.0
-python3.12  python3.12  torch torchvision diffusers transformers open_clip_torch==2.22.0
-newest      python3.13  torch torchvision diffusers transformers open_clip_torch==2.22.0
-'
+declare -A PYTHON=([oldest]=python3.10 [python3.10]=python3.10 [python3.11]=python3.11 [python3.12]=python3.12
+    [newest]=python3.13)
+STACKS=(oldest python3.10 python3.11 python3.12 newest)
+EXTRAS=test,videocrafter,lavie,animatediff
 
-results=() failed=0
-while read -r name interpreter packages; do
-    [[ -n "$name" && (-z "${STACKS:-}" || " $STACKS " == *" $name "*) ]] || continue
-    folder=build/matrix/$name
-    mkdir -p build/matrix
-    echo "== $name"
-    # shellcheck disable=SC2086 (a word a package)
-    if ! "$interpreter" -c 'pass' 2>/dev/null; then
-        results+=("$name: not run, there is no $interpreter here")
-    elif ! { "$interpreter" -m venv "$folder" && "$folder/bin/python" -m pip install --quiet \
-        --disable-pip-version-check $packages -e '.[test,videocrafter,lavie]'; } >"$folder.log" 2>&1; then
-        results+=("$name: not run, not installable here: $(grep -m1 -i error "$folder.log" || tail -n1 "$folder.log")")
-    elif PATH="$PWD/$folder/bin:$PATH" "$folder/bin/python" -m pytest "$@" 2>&1 | tee "$folder.log"; then
-        results+=("$name: $(tail -n1 "$folder.log")")
-    else
-        results+=("$name: FAILED, $(tail -n1 "$folder.log"), see $folder.log")
-        failed=1
+# Every lower bound of setup.py as a version; the higher one where extras differ.
+lower_bounds() {
+    grep -oE '"[A-Za-z_-]+>=[0-9.]+' setup.py | tr -d '"' | sort -V | awk -F'>=' '{at[$1] = $2} END {for (p in at) print p "==" at[p]}'
+}
+
+# Where this Python is; one of pyenv's need not be active.
+find_python() {
+    local found
+    for found in "$(command -v "$1")" "${PYENV_ROOT:-$HOME/.pyenv}/versions/${1#python}".*/bin/"$1"; do
+        "$found" -c 'import ensurepip' 2>/dev/null && echo "$found" && return
+    done
+    return 1
+}
+
+in_clone() { (cd "$folder/mp_hooks" && "$@") >>"$log" 2>&1; }
+
+# One stack in $name: its line in $result; false where it was installed and a command failed.
+try() {
+    local python began folder=$PWD/build/matrix/$name log=$PWD/build/matrix/$name.log
+    python=$(find_python "${PYTHON[$name]}") || { result="not run, there is no ${PYTHON[$name]} here"; return; }
+    rm -rf "$folder" && mkdir -p "$folder" && : >"$log"
+    git clone --quiet . "$folder/mp_hooks"
+    if [[ $name == oldest ]]; then
+        lower_bounds >"$folder/constraints.txt"
+        local -x PIP_CONSTRAINT=$folder/constraints.txt
     fi
-done <<<"$MATRIX"
+    # Made here, so that the torch of that Python itself is not taken.
+    if ! { in_clone "$python" -m venv .venv &&
+        in_clone bash -ec "source scripts/environment.sh; prepare_environment $EXTRAS"; }; then
+        result="not run, cannot be installed here: $(grep -i error "$log" | tail -n1), see $log"
+        return
+    fi
+    began=$SECONDS
+    in_clone bash -exc "$(sed '1d;/^```/,$d' README.md)"
+    local failed=$?
+    result="$( ((failed)) && echo FAILED || echo passed) in $((SECONDS - began)) s: $(tail -n1 "$log")"
+    return $failed
+}
+
+names=("$@") results=() failed=0
+for name in "${names[@]:-${STACKS[@]}}"; do
+    [[ -n "${PYTHON[$name]:-}" ]] || { echo "there is no stack $name; there are: ${STACKS[*]}" >&2 && exit 2; }
+    echo "== $name, log in build/matrix/$name.log"
+    try || failed=1
+    echo "$result"
+    results+=("$name: $result")
+done
 
 echo "== matrix"
 printf '%s\n' "${results[@]}"

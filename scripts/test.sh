@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the tests need and runs them; arguments go on to pytest (scripts/test.sh -k flow).
+# Installs what the tests need, then checks style and types and runs them; arguments go on to pytest: -k flow, or
+# --cov=mp_hooks for coverage.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
@@ -28,6 +29,8 @@ fi
 failed=0
 echo "== ruff"
 "$python" -m ruff check || failed=1
+echo "== mypy"
+"$python" -m mypy || failed=1
 echo "== pytest"
 export OMP_NUM_THREADS=1 # one process a core
 "$python" -m pytest -n auto --dist worksteal "$@" || failed=1
