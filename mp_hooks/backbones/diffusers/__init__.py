@@ -1,1 +1,1 @@
-"""Hugging Face diffusers pipelines, one file each on what they share. Tested with diffusers 0.42.1."""
+"""Hugging Face diffusers pipelines, one file each on what they share. Tested with diffusers 0.31 to 0.42."""
