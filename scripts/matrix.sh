@@ -6,8 +6,6 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 unset VIRTUAL_ENV PYTHONPATH MP_NO_VENV MP_PYTHON
 
-declare -A PYTHON=([oldest]=python3.10 [python3.10]=python3.10 [python3.11]=python3.11 [python3.12]=python3.12
-    [newest]=python3.13)
 STACKS=(oldest python3.10 python3.11 python3.12 newest)
 EXTRAS=test,videocrafter,lavie,animatediff
 
@@ -16,7 +14,7 @@ lower_bounds() {
     grep -oE '"[A-Za-z_-]+>=[0-9.]+' setup.py | tr -d '"' | sort -V | awk -F'>=' '{at[$1] = $2} END {for (p in at) print p "==" at[p]}'
 }
 
-# Where this Python is; one of pyenv's need not be active.
+# Where a Python is (python3.10); one of pyenv's need not be active.
 find_python() {
     local found
     for found in "$(command -v "$1")" "${PYENV_ROOT:-$HOME/.pyenv}/versions/${1#python}".*/bin/"$1"; do
@@ -29,8 +27,12 @@ in_clone() { (cd "$folder/mp_hooks" && "$@") >>"$log" 2>&1; }
 
 # One stack in $name: its line in $result; false where it was installed and a command failed.
 try() {
-    local python began folder=$PWD/build/matrix/$name log=$PWD/build/matrix/$name.log
-    python=$(find_python "${PYTHON[$name]}") || { result="not run, there is no ${PYTHON[$name]} here"; return; }
+    local wanted=$name python began folder=$PWD/build/matrix/$name log=$PWD/build/matrix/$name.log
+    case $name in
+        oldest) wanted=python3.10 ;;
+        newest) wanted=python3.13 ;;
+    esac
+    python=$(find_python "$wanted") || { result="not run, there is no $wanted here"; return; }
     rm -rf "$folder" && mkdir -p "$folder" && : >"$log"
     git clone --quiet . "$folder/mp_hooks"
     if [[ $name == oldest ]]; then
@@ -50,9 +52,10 @@ try() {
     return $failed
 }
 
-names=("$@") results=() failed=0
-for name in "${names[@]:-${STACKS[@]}}"; do
-    [[ -n "${PYTHON[$name]:-}" ]] || { echo "there is no stack $name; there are: ${STACKS[*]}" >&2 && exit 2; }
+[[ $# -gt 0 ]] || set -- "${STACKS[@]}"
+results=() failed=0
+for name in "$@"; do
+    [[ " ${STACKS[*]} " == *" $name "* ]] || { echo "there is no stack $name; there are: ${STACKS[*]}" >&2 && exit 2; }
     echo "== $name, log in build/matrix/$name.log"
     try || failed=1
     echo "$result"
