@@ -15,7 +15,7 @@ from mp_hooks.cost import cost, hosts
 from mp_hooks.cost.counting import FLOPS, Meter, fake_weights
 from mp_hooks.cost.tradeoff import GAINS, Point, draw, points
 from mp_hooks.errors import MotionPromptError
-from mp_hooks.metrics import compare
+from mp_hooks.metrics import Kept, compare, gain_kept
 from mp_hooks.mini.model import build_pipeline
 
 
@@ -111,12 +111,21 @@ def test_a_guided_step_is_the_exact_algorithm_and_nothing_more() -> None:
     assert 2 + 2 * 2 - 0.5 < counted.guided.flops["denoiser"] / forward < 2 + 2 * 2 + 0.1
 
 
+def test_a_subclip_costs_its_part_of_the_clip_and_no_unconditional_branch_of_its_own() -> None:
+    """K = 4 on half of the clip: 4 halves forward and backward, and the step, to the two forwards of a plain step."""
+    with hosts.mini() as full:
+        counted = cost(full, replace(GUIDANCE, subclip=4, iterations=4))
+    forward = counted.plain.flops["denoiser"] / 2
+    assert 2 + 4 - 0.5 < counted.guided.flops["denoiser"] / forward < 2 + 4 + 0.1
+
+
 def test_the_tradeoff_draws_every_arm(tmp_path: Path) -> None:
-    better = [float(n % 3) for n in range(8)]
+    better = [1.0 + n % 3 for n in range(8)]
     exact = {name: compare([0.0] * 8, [sign * value for value in better]) for name, sign in GAINS.items()}
     half = {name: compare([0.0] * 8, [sign * value / 2 for value in better]) for name, sign in GAINS.items()}
-    found = [Point("motionprompt", 2.0, 1.5, exact), Point("fast", 1.2, 1.1, half)]
-    assert found[1].kept("warping", found[0]) == pytest.approx(0.5)
+    kept = {name: gain_kept([0.0] * 8, better, [value / 2 for value in better]) for name in GAINS}
+    assert kept["warping"] == Kept(0.5, 0.5, 0.5)
+    found = [Point("motionprompt", 2.0, 1.5, exact, kept), Point("fast", 1.2, 1.1, half, kept)]
     picture = draw(found, tmp_path).read_text(encoding="utf-8")
     assert picture.count("<!-- fast -->") == len(GAINS)
 

@@ -29,7 +29,7 @@ from mp_hooks.guidance.objective import (
     token_distance,
     total_variation,
 )
-from mp_hooks.guidance.schedule import draw_pairs, guided_window
+from mp_hooks.guidance.schedule import draw_pairs, draw_place, guided_window
 from mp_hooks.guidance.tokens import TextInput, initial_tokens, injected, insert_slots
 from mp_hooks.guidance.trace import Trace, read_trace
 
@@ -57,6 +57,17 @@ def test_pairs_fit_the_clip(frames: int, shortest: int, extra: int, seed: int) -
     assert pairs.max() < frames
     assert interval.min() >= min(shortest, frames - 1)
     assert interval.max() <= shortest + extra
+
+
+def test_a_part_is_as_likely_to_hold_the_first_frames_as_any() -> None:
+    """Within a factor of two over the pairs of neighbours, in 8 frames and in 16; a uniform place has three."""
+    generator = torch.Generator().manual_seed(0)
+    for frames in (8, 16):
+        places = [draw_place(frames, 4, generator) for _ in range(4000)]
+        assert min(places) == 0 and max(places) == frames - 4
+        held = [sum(place <= first < place + 3 for place in places) for first in range(frames - 1)]
+        assert max(held) < 2 * min(held)
+    assert {draw_place(3, 2, generator) for _ in range(50)} == {0, 1}
 
 
 def test_pairs_reach_every_place_and_interval() -> None:

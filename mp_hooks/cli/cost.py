@@ -78,17 +78,16 @@ def _measure(config: MotionPromptConfig, rounds: int) -> None:
 
 def _tradeoff(args: argparse.Namespace) -> int:
     from mp_hooks.cost.tradeoff import GAINS, draw, points
-    from mp_hooks.mini.arms import GUIDED
 
     found = points(args.out)
-    exact = next(point for point in found if point.arm == GUIDED)
-    print(f"{'arm':14}{'FLOPs':>8}{'peak':>8}" + "".join(f"{name + ', mean [95 %]':>36}{'kept':>7}" for name in GAINS))
+    print(f"{'arm':14}{'FLOPs':>8}{'peak':>8}" + "".join(f"{name + ', mean [95 %]':>36}{'kept':>22}" for name in GAINS))
     for point in sorted(found, key=lambda point: point.flops):
         cells = [f"{point.arm:14}{point.flops:7.2f}x{point.peak:7.2f}x"]
         for name in GAINS:
             gain = point.gains[name]
             interval = f"{gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
-            cells.append(f"{interval:>36}{point.kept(name, exact):7.0%}")
+            kept = f"{point.kept[name].part:.0%} [{point.kept[name].low:.0%}, {point.kept[name].high:.0%}]"
+            cells.append(f"{interval:>36}{kept:>22}")
         print("".join(cells))
     print(f"drawn: {draw(found, args.out)}")
     return 0

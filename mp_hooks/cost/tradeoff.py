@@ -14,7 +14,7 @@ from mp_hooks.cost.counting import Meter
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.files import replacing
 from mp_hooks.guidance import MotionPromptConfig
-from mp_hooks.metrics import Comparison, compare
+from mp_hooks.metrics import Comparison, Kept, compare, gain_kept
 from mp_hooks.mini.arms import BASELINE, GUIDED, sample_arm
 from mp_hooks.mini.experiment import MEASURES_FILE, SETTINGS_FILE
 
@@ -24,16 +24,16 @@ PICTURE_FILE = "tradeoff.svg"
 
 @dataclass(frozen=True)
 class Point:
-    """An arm of an experiment: operations and peak memory as multiples of plain sampling's, and its paired gains."""
+    """An arm of an experiment: operations and peak memory as multiples of plain sampling's, and its paired gains.
+
+    kept: which part of the exact algorithm's gain that is.
+    """
 
     arm: str
     flops: float
     peak: float
     gains: dict[str, Comparison]
-
-    def kept(self, measure: str, exact: Point) -> float:
-        """Which part of the exact algorithm's gain this is."""
-        return self.gains[measure].mean / exact.gains[measure].mean
+    kept: dict[str, Kept]
 
 
 def points(out: Path) -> list[Point]:
@@ -55,6 +55,7 @@ def points(out: Path) -> list[Point]:
             arm,
             *(ours / plain for ours, plain in zip(counted[arm], counted[BASELINE], strict=True)),
             {name: compare(results[BASELINE][name], values[name]) for name in GAINS},
+            {name: gain_kept(results[BASELINE][name], results[GUIDED][name], values[name]) for name in GAINS},
         )
         for arm, values in results.items()
         if arm != BASELINE

@@ -23,7 +23,7 @@ from mp_hooks.errors import MotionPromptError
 from mp_hooks.flow import load_flow
 from mp_hooks.guidance.decoder import TinyDecoder
 from mp_hooks.guidance.objective import VARIATIONS, Loss, Objective
-from mp_hooks.guidance.schedule import draw_pairs, guided_window
+from mp_hooks.guidance.schedule import draw_pairs, draw_place, guided_window
 from mp_hooks.guidance.tokens import TextInput, initial_tokens, injected
 from mp_hooks.guidance.trace import Trace, peak_memory
 
@@ -281,7 +281,7 @@ class Run:
         length = self._part(step)
         if length is None:
             return step, 0
-        first = int(torch.randint(step.frames - length + 1, (1,), generator=generator))
+        first = draw_place(step.frames, length, generator)
         near = self.host.excerpt(step, range(first, first + length))
         if near is None:
             self._whole = True

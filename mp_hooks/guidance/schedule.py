@@ -1,4 +1,4 @@
-"""When to guide and where to look: the guided window and the random frame pairs."""
+"""When to guide and where to look: the guided window and the random frame pairs, in a random part."""
 
 from __future__ import annotations
 
@@ -34,6 +34,16 @@ def draw_pairs(frames: int, count: int, min_interval: int, max_interval: int, ge
     places = torch.rand(count, generator=generator)
     first = (places * (frames - intervals)).long()
     return torch.stack([first, first + intervals], dim=1)
+
+
+def draw_place(frames: int, length: int, generator: torch.Generator) -> int:
+    """First frame of a random part of `length` of a clip's frames.
+
+    Uniform over all places at which the part shares two frames with the clip, then pushed inside: the first and last
+    frames would seldom be looked at otherwise.
+    """
+    place = int(torch.randint(2 - length, frames - 1, (1,), generator=generator))
+    return min(max(place, 0), frames - length)
 
 
 def _ceil(value: float) -> int:

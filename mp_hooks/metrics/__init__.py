@@ -2,7 +2,7 @@
 
 from mp_hooks.metrics.evaluation import Evaluation, evaluate, groups_of_folders, groups_of_suffixes
 from mp_hooks.metrics.measures import MEASURES, MISSING, VBENCH, Measure, Measurer, Settings
-from mp_hooks.metrics.paired import Comparison, compare
+from mp_hooks.metrics.paired import Comparison, Kept, compare, gain_kept
 from mp_hooks.metrics.temporal import (
     dynamic_degree,
     flow_jerk,
@@ -19,6 +19,7 @@ __all__ = [
     "VBENCH",
     "Comparison",
     "Evaluation",
+    "Kept",
     "Measure",
     "Measurer",
     "Settings",
@@ -28,6 +29,7 @@ __all__ = [
     "flow_jerk",
     "flow_length",
     "flow_variation",
+    "gain_kept",
     "groups_of_folders",
     "groups_of_suffixes",
     "neighbouring_flow",

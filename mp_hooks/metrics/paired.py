@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -34,11 +35,7 @@ def compare(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Comparison
     The interval is the percentile bootstrap of the mean difference over pairs, the test a two-sided sign test in
     which ties do not count. Raises ValueError for lists of different length.
     """
-    try:
-        from scipy.stats import binomtest, bootstrap
-    except ImportError as error:
-        raise MotionPromptError("comparisons need SciPy: pip install 'mp_hooks[metrics]'") from error
-
+    stats = _scipy_stats()
     if len(a) != len(b):
         raise ValueError(f"{len(a)} values against {len(b)}: a paired comparison needs as many of each")
     difference = np.asarray(b, dtype=float) - np.asarray(a, dtype=float)
@@ -46,10 +43,45 @@ def compare(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Comparison
     mean = float(difference.mean()) if len(difference) else float("nan")
     low = high = mean
     if len(difference) > 1 and np.ptp(difference) > 0:
-        interval = bootstrap(
+        interval = stats.bootstrap(
             (difference,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(seed)
         ).confidence_interval
         low, high = float(interval.low), float(interval.high)
     up, down = int((difference > 0).sum()), int((difference < 0).sum())
-    p = float(binomtest(up, up + down).pvalue) if up + down else 1.0
+    p = float(stats.binomtest(up, up + down).pvalue) if up + down else 1.0
     return Comparison(mean, low, high, up, down, p, len(difference))
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Which part of one arm's mean gain another has, with its bootstrapped 95 % interval."""
+
+    part: float
+    low: float
+    high: float
+
+
+def gain_kept(reference: Sequence[float], exact: Sequence[float], other: Sequence[float], seed: int = 0) -> Kept:
+    """mean(other - reference) / mean(exact - reference), and its percentile bootstrap over the clips of all three."""
+    base = np.asarray(reference, dtype=float)
+    gains = [np.asarray(values, dtype=float) - base for values in (other, exact)]
+
+    def part(ours: np.ndarray, theirs: np.ndarray, axis: int = -1) -> np.ndarray:
+        return ours.mean(axis) / theirs.mean(axis)
+
+    interval = (
+        _scipy_stats()
+        .bootstrap(
+            gains, part, paired=True, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(seed)
+        )
+        .confidence_interval
+    )
+    return Kept(float(part(*gains)), float(interval.low), float(interval.high))
+
+
+def _scipy_stats() -> Any:
+    try:
+        from scipy import stats
+    except ImportError as error:
+        raise MotionPromptError("comparisons need SciPy: pip install 'mp_hooks[metrics]'") from error
+    return stats
