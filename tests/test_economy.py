@@ -22,9 +22,12 @@ from mp_hooks.guidance.trace import read_trace
 from mp_hooks.testing.animatediff import AnimateDiffCase
 from mp_hooks.testing.case import HostCase, MissingPackage
 from mp_hooks.testing.diffusers import AnimateDiffCase as DiffusersAnimateDiffCase
+from mp_hooks.testing.diffusers import WanCase
 from mp_hooks.testing.dynamicrafter import DynamiCrafterCase
 from mp_hooks.testing.lavie import LaVieCase
 from mp_hooks.testing.videocrafter import VideoCrafterCase
+
+diffusers = pytest.importorskip("diffusers")
 
 CASES = {
     "VideoCrafter": lambda folder: VideoCrafterCase(folder),
@@ -257,6 +260,19 @@ def test_a_subclip_guides_the_whole_clip(case: tuple[HostCase, Any], tmp_path: P
     assert (changed > 0).all()
     pairs = [pair for record in read_trace(trace) if record["event"] == "iteration" for pair in record["pairs"]]
     assert all(second - first == 1 and second < vanilla.shape[2] for first, second in pairs)
+
+
+@pytest.mark.skipif(not hasattr(diffusers, "WanPipeline"), reason="WanPipeline came with diffusers 0.33")
+def test_a_host_of_whole_clips_says_that_a_subclip_has_no_effect() -> None:
+    case = WanCase()
+    with case.open() as host:
+        with backbones.motionprompt(host, case.config):
+            whole = case.sample(host, case.prompts, seed=7)
+        with (
+            pytest.warns(UserWarning, match="subclip has no effect"),
+            backbones.motionprompt(host, replace(case.config, subclip=2)),
+        ):
+            assert torch.equal(case.sample(host, case.prompts, seed=7), whole)
 
 
 def test_animatediffs_excerpt_keeps_its_places_in_time() -> None:

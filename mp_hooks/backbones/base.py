@@ -113,15 +113,12 @@ class Adapter(ABC):
         return {}
 
     def excerpt(self, step: Step, frames: range) -> Step | None:
-        """The same step of these frames alone, its branches without T the whole clip's; None where no part can be had.
-
-        A host with excerpts has `predicted` too.
-        """
+        """The same step of these frames alone, branches without T the whole clip's; None where no part can be had."""
         return None
 
-    def predicted(self, step: Step, taken: Any) -> Tensor:
-        """z0_hat [b, c, t, h, w] in what the host's step returned."""
-        raise NotImplementedError(f"{type(self).__name__} has excerpts and does not tell what a step predicted")
+    def predicted(self, step: Step, taken: Any) -> Tensor | None:
+        """z0_hat [b, c, t, h, w] in what the step came to, where excerpts are put; None where it is not told."""
+        return None
 
     def wide(self, step: Step) -> Step:
         """The same step for modules whose weights are float32; this one, where the host's always are."""

@@ -92,8 +92,8 @@ class Host(Protocol):
         Branches without T are the whole clip's part.
         """
 
-    def predicted(self, step: Step, taken: Any) -> Tensor:
-        """z0_hat [b, c, t, h, w] of the whole clip, in what the host's step came to; asked where excerpts are had."""
+    def predicted(self, step: Step, taken: Any) -> Tensor | None:
+        """z0_hat [b, c, t, h, w] of the whole clip, in what the host's step came to; None where it is not told."""
 
     def wide(self, step: Step) -> Step:
         """The same step for modules whose weights are float32."""
@@ -214,8 +214,8 @@ class Run:
 
     def took(self, step: Step, taken: Any) -> None:
         """Keep what a step, guided or not, came to as far as the next one wants it."""
-        if self._part(step) is not None:
-            self._before = step.index, full_precision(self.host.predicted(step, taken).detach())
+        clean = None if self._part(step) is None else self.host.predicted(step, taken)
+        self._before = None if clean is None else (step.index, full_precision(clean.detach()))
 
     def leave_unguided(self, step: Step, *, out_of_memory: bool) -> None:
         """Note that the host takes this step as its own: guided, it was not finite, or memory did not suffice.

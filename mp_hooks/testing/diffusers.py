@@ -284,7 +284,7 @@ class WanCase(DiffusersCase):
         scheduler = diffusers.UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
         )
-        return diffusers.WanPipeline(  # by name: their order changed after diffusers 0.33
+        return diffusers.WanPipeline(  # by name: their order changed after diffusers 0.34
             tokenizer=tokenizer,
             text_encoder=t5_text_encoder(tokenizer, "UMT5"),
             vae=vae.eval(),
