@@ -92,7 +92,8 @@ def draw(found: Sequence[Point], out: Path) -> Path:
             axis.vlines(point.flops, low, high, color=colour, linewidth=1)
             axis.plot(point.flops, sign * gain.mean, "o", color=colour, markersize=4)
             place = (point.flops, sign * gain.mean)
-            axis.annotate(point.arm, place, textcoords="offset points", xytext=(5, 4), fontsize=7)
+            above = 4 if point.arm == GUIDED else -9  # apart where costs are close
+            axis.annotate(point.arm, place, textcoords="offset points", xytext=(5, above), fontsize=7)
         axis.set_title(f"gain in {titles[name]}", fontsize=9)
         axis.set_xlabel("operations, times plain sampling", fontsize=8)
         axis.tick_params(labelsize=7)
