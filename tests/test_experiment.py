@@ -10,8 +10,9 @@ import pytest
 import torch
 from resumption import assert_same_trace, kill_when
 
-from mp_hooks import mini
+from mp_hooks import mini, motionprompt
 from mp_hooks.cli.main import main
+from mp_hooks.config import load_config
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.mini.arms import ARMS
 from mp_hooks.mini.experiment import Experiment, claim, load_clips
@@ -56,6 +57,18 @@ def test_the_same_clips_may_be_measured_with_another_flow(tmp_path: Path) -> Non
     assert json.loads((tmp_path / "experiment.json").read_text())["experiment"]["flow"] == "raft_small"
     with pytest.raises(MotionPromptError, match="another seed"):
         claim(tmp_path, Experiment(seed=2, flow="raft_small", flow_weights="w.pth", **settings))
+
+
+def test_guided_clips_depend_on_their_noise_seed_alone() -> None:
+    """Not on torch's global seed, which every process draws anew: the frame pairs come from the clip's own."""
+    clips = []
+    for process in (1, 2):
+        torch.manual_seed(process)
+        config = mini.guidance(load_config(mini.GUIDANCE, iterations=1, progress=False))
+        pipe = mini.load_pipeline()
+        with motionprompt(pipe, config):
+            clips.append(mini.sample(["a red circle moving left"], [5], steps=4, pipe=pipe))
+    assert torch.equal(*clips)
 
 
 def test_prompts_share_nothing_between_seeds() -> None:

@@ -108,6 +108,10 @@ class Adapter(ABC):
 
     # --- optional
 
+    def noise_seed(self) -> int:
+        """The seed that the host's noise comes from: torch's global one unless the host is given another."""
+        return torch.initial_seed()
+
     def watch(self) -> dict[Site, Callable[..., Any]]:
         """Further sites and handlers, where the run site does not show everything (prompts, for one)."""
         return {}

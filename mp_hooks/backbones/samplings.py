@@ -119,7 +119,7 @@ def _asked(adapter: Adapter, prompts: Sequence[str], arguments: Any, given: list
         "versions": [__version__, str(torch.__version__)],
         "prompts": list(prompts),
         "options": {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_RESULTS},
-        "seed": torch.initial_seed() if config.seed is None else config.seed,
+        "seed": adapter.noise_seed() if config.seed is None else config.seed,
         "model": _model(adapter, given),
         "arguments": described(arguments, given),
     }

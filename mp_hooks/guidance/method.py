@@ -74,6 +74,9 @@ class Host(Protocol):
     def text(self) -> TextInput:
         """Where token embeddings enter."""
 
+    def noise_seed(self) -> int:
+        """The seed that the host's noise comes from."""
+
     def word_ids(self, word: str) -> list[int]:
         """Ids of a word, without start and end tokens."""
 
@@ -163,7 +166,7 @@ class Run:
         self.unguided = 0  # steps that would have been guided
         self._out_of_memory = False
         self._before: tuple[int, Tensor] | None = None  # index and z0_hat of the last step, for excerpts
-        self._seed = torch.initial_seed() if config.seed is None else config.seed
+        self._seed = host.noise_seed() if config.seed is None else config.seed
         self._generator = torch.Generator().manual_seed(self._seed)  # the host's noise stays its own
         self._warned = False
         self._whole = False  # whether the host takes no part of a clip

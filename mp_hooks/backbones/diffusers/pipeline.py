@@ -111,6 +111,11 @@ class DiffusersPipeline(Adapter):
             raise MotionPromptError("MotionPrompt needs the prompt as text, one a video; pass prompt='...' or a list")
         return list(prompts)
 
+    def noise_seed(self) -> int:
+        given = self.asked.get("generator")
+        first = given[0] if isinstance(given, list) and given else given
+        return first.initial_seed() if isinstance(first, torch.Generator) else super().noise_seed()
+
     def word_ids(self, word: str) -> list[int]:
         return self.host.tokenizer(word, add_special_tokens=False).input_ids
 
