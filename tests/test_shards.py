@@ -10,12 +10,14 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from mp_hooks.cli.main import main
 from mp_hooks.discriminator import shards
@@ -139,6 +141,7 @@ def test_new_clips_get_shards_of_their_own(videos: Path, unbroken: Path, tmp_pat
 
 
 def test_killed_ten_times_and_resumed_is_as_unbroken(videos: Path, unbroken: Path, tmp_path: Path) -> None:
+    tqdm.set_lock(threading.RLock())  # its own is shared by processes, and one killed with it in hand keeps it
     out = tmp_path / "shards"
     moments = random.Random(0)
     fork = multiprocessing.get_context("fork")
