@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mp_hooks.cli.main import main
 from mp_hooks.errors import MotionPromptError
-from mp_hooks.flow import draw_flow, flow_names, load_flow, warp
+from mp_hooks.flow import draw_flow, flow_names, load_flow, pyramid, warp
 from mp_hooks.flow.benchmark import KINDS, KnownPair, farneback, known_pair, known_pairs, measure, random_motion
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -115,6 +115,15 @@ def test_gradient_is_that_of_finite_differences() -> None:
             ends.append((estimator(*moved) * weight).sum())
         numeric = (ends[0] - ends[1]) / 2e-6
         assert float((gradient * direction).sum()) == pytest.approx(float(numeric), rel=1e-3)
+
+
+def test_every_derivative_of_a_linearisation_is_that_of_finite_differences() -> None:
+    """Of both images and of the flow, on a grid of two sides; some of it leaves the frame."""
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 2, 3, 5, 7, dtype=torch.float64, requires_grad=True)
+    flow = torch.randn(2, 2, 5, 7, dtype=torch.float64, requires_grad=True)
+    window, slopes = pyramid._Gaussian(x, pyramid.WINDOW), pyramid._Slopes(x)
+    assert torch.autograd.gradcheck(pyramid._Linearisation.apply, (x, y, flow, window, slopes))
 
 
 @pytest.mark.parametrize("second", [torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32)])
