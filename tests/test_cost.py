@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from mp_hooks import backbones, mini
+from mp_hooks.cli.main import main
 from mp_hooks.cost import cost, hosts
 from mp_hooks.cost.counting import FLOPS, Meter, fake_weights
 from mp_hooks.cost.tradeoff import GAINS, Point, draw, points
@@ -128,6 +130,18 @@ def test_the_tradeoff_draws_every_arm(tmp_path: Path) -> None:
     found = [Point("motionprompt", 2.0, 1.5, exact, kept), Point("fast", 1.2, 1.1, half, kept)]
     picture = draw(found, tmp_path).read_text(encoding="utf-8")
     assert picture.count("<!-- fast -->") == len(GAINS)
+
+
+def test_seconds_and_memory_are_measured_by_turns(capsys: pytest.CaptureFixture) -> None:
+    command = ["cost", "mini", "--measure", "1", "--clips", "2"]
+    assert main([*command, "--mp-iterations", "1", "--mp-checkpointing", "none", "--mp-start", "0.75"]) == 0
+    table = capsys.readouterr().out.split("clips sampled 2 at once")[1].splitlines()
+    rows = {line.split()[0]: [float(cell) for cell in re.findall(r"([\d.]+) \(", line)] for line in table[2:5]}
+    assert rows.keys() == {"plain", "off", "guided"}
+    assert rows["guided"][0] > rows["plain"][0] > 0
+    seconds, flops = re.findall(r"([\d.]+) (?:\(|in FLOPs)", table[5])
+    assert float(seconds) == pytest.approx(rows["guided"][0] / rows["plain"][0], abs=0.2)
+    assert 1 < float(flops) < 2  # two guided steps of 25, one update each
 
 
 def test_a_folder_without_an_experiment_is_one_sentence(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mp_hooks.cli.arguments import positive
+
 if TYPE_CHECKING:
     from mp_hooks.cost import Cost, Count
     from mp_hooks.guidance import MotionPromptConfig
@@ -19,7 +21,10 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("name", metavar="NAME", help="the host; an unknown name lists all")
     parser.add_argument("--repo", type=Path, metavar="DIR", help="checkout of the host (default: in third_party)")
     parser.add_argument(
-        "--measure", type=int, metavar="ROUNDS", help="mini: also sample a clip, plain and guided by turns"
+        "--measure", type=positive, metavar="ROUNDS", help="mini: also sample, plain and guided by turns"
+    )
+    parser.add_argument(
+        "--clips", type=positive, default=1, metavar="N", help="clips that --measure samples at once (default: 1)"
     )
     add_config_flags(parser)
     parser.set_defaults(run=_cost)
@@ -43,7 +48,8 @@ def _cost(args: argparse.Namespace) -> int:
         args.mp_config = args.mp_config or mini.GUIDANCE
     elif args.measure:
         raise MotionPromptError("--measure is for the mini model, which has weights here; leave it out")
-    config = replace(config_from_flags(args), progress=False)
+    config = config_from_flags(args)
+    config = replace(config, progress=False, seed=config.seed or 0)  # the same pairs each time
     if args.name == "mini":
         config = mini.guidance(config)
     policies = POLICIES if config.checkpointing == "auto" else [config.checkpointing]
@@ -59,21 +65,27 @@ def _cost(args: argparse.Namespace) -> int:
         _show(f"a guided step, checkpointing {policy}", counted.guided)
         _ratios(counted)
     if args.measure:
-        _measure(config, args.measure)
+        _measure(config, args.measure, args.clips)
     return 0
 
 
-def _measure(config: MotionPromptConfig, rounds: int) -> None:
+def _measure(config: MotionPromptConfig, rounds: int, clips: int) -> None:
     from statistics import median
 
-    from mp_hooks.cost.measuring import measure
+    from mp_hooks.cost.measuring import measure, operations
 
-    print(f"\none clip sampled on one thread, {rounds} rounds by turns: median (least to greatest)")
-    print(f"{'':10}{'processor s':>24}{'wall s':>24}{'peak resident MiB':>26}")
-    for kind, found in measure(config, rounds).items():
-        cells = [[one.processor for one in found], [one.wall for one in found], [one.memory / 2**20 for one in found]]
-        shown = [f"{median(cell):.2f} ({min(cell):.2f} to {max(cell):.2f})" for cell in cells]
-        print(f"{kind:10}{shown[0]:>24}{shown[1]:>24}{shown[2]:>26}")
+    def shown(values: list[float]) -> str:
+        return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+    print(f"\nclips sampled {clips} at once on one thread, {rounds} rounds by turns: median (least to greatest)")
+    print(f"{'':10}{'processor s a clip':>24}{'wall s a clip':>24}{'peak resident MiB':>28}")
+    found = measure(config, rounds, clips)
+    for kind, those in found.items():
+        seconds, wall = shown([one.processor for one in those]), shown([one.wall for one in those])
+        print(f"{kind:10}{seconds:>24}{wall:>24}{shown([one.memory / 2**20 for one in those]):>28}")
+    ratios = [guided.processor / plain.processor for plain, guided in zip(found["plain"], found["guided"], strict=True)]
+    counted = operations(config)
+    print(f"guided to plain: {shown(ratios)} in processor seconds, {counted['guided'] / counted['plain']:.2f} in FLOPs")
 
 
 def _tradeoff(args: argparse.Namespace) -> int:

@@ -9,6 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from mp_hooks.cli.arguments import positive
+
 if TYPE_CHECKING:
     from mp_hooks.discriminator import FlowDiscriminator
 
@@ -84,20 +86,20 @@ def _add_exclude(parser: argparse.ArgumentParser) -> None:
 
 def _add_flow(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--flow-weights", type=Path, metavar="FILE", help="weights of the flow estimator")
-    parser.add_argument("--pairs", type=_positive, default=16, help="frame pairs a clip (default: %(default)s)")
+    parser.add_argument("--pairs", type=positive, default=16, help="frame pairs a clip (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--flow", default="pyramid", metavar="NAME", help="flow estimator (default: %(default)s)")
-    parser.add_argument("--flow-size", type=_positive, default=128, help="side of the frames (default: %(default)s)")
+    parser.add_argument("--flow-size", type=positive, default=128, help="side of the frames (default: %(default)s)")
     _add_flow(parser)
-    parser.add_argument("--epochs", type=_positive, default=20, help="default: %(default)s")
+    parser.add_argument("--epochs", type=positive, default=20, help="default: %(default)s")
     parser.add_argument(
         "--backbone", default="small", help="'small' (from scratch) or 'timm:NAME', pretrained (default: %(default)s)"
     )
     parser.add_argument("--backbone-weights", type=Path, metavar="FILE", help="local weights of a timm backbone")
-    parser.add_argument("--image-size", type=_positive, help="side the ViT sees (default: 64, timm: 224)")
+    parser.add_argument("--image-size", type=positive, help="side the ViT sees (default: 64, timm: 224)")
     parser.add_argument(
         "--slope",
         action="store_true",
@@ -113,7 +115,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         "--zoom", type=float, default=1.0, metavar="FACTOR", help="enlarge fields by up to this (default: %(default)s)"
     )
     parser.add_argument(
-        "--patience", type=_positive, metavar="EPOCHS", help="stop early, by the AUC on a fifth of the training clips"
+        "--patience", type=positive, metavar="EPOCHS", help="stop early, by the AUC on a fifth of the training clips"
     )
     parser.add_argument(
         "--precision", default="32-true", choices=["32-true", "bf16-mixed", "16-mixed"], help="default: %(default)s"
@@ -121,13 +123,6 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--normalise", default="magnitude", help="flow scaling: magnitude or fixed (default: %(default)s)"
     )
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return value
 
 
 def _configurations(args: argparse.Namespace) -> dict:

@@ -12,6 +12,7 @@ import torch
 
 from mp_hooks import mini
 from mp_hooks.backbones import apply_patch, motionprompt, remove_patch
+from mp_hooks.cost.counting import Meter
 from mp_hooks.guidance import MotionPromptConfig
 from mp_hooks.guidance.trace import peak_memory
 
@@ -21,33 +22,45 @@ PROMPT = "a red circle moving left"
 
 @dataclass(frozen=True)
 class Measured:
-    """One sampling of a clip: wall and processor seconds on one thread, and the process's peak resident bytes."""
+    """A sampling: wall and processor seconds a clip, on one thread, and the process's peak resident bytes."""
 
     wall: float
     processor: float
     memory: int
 
 
-def measure(config: MotionPromptConfig, rounds: int) -> dict[str, list[Measured]]:
-    """`rounds` samplings of each kind, by turns."""
+def measure(config: MotionPromptConfig, rounds: int, clips: int) -> dict[str, list[Measured]]:
+    """`rounds` samplings of each kind, by turns, each of `clips` clips at once."""
     found: dict[str, list[Measured]] = {kind: [] for kind in KINDS}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
         for _ in range(rounds):
             for kind in KINDS:
-                found[kind].append(pool.submit(_sampled, kind, config).result())
+                found[kind].append(pool.submit(_sampled, kind, config, clips).result())
     return found
 
 
-def _sampled(kind: str, config: MotionPromptConfig) -> Measured:
+def operations(config: MotionPromptConfig) -> dict[str, int]:
+    """Floating-point operations of one of these samplings a clip, plain and guided: all of them, with its own pairs."""
+    found = {}
+    for kind in ("plain", "guided"):
+        pipe = mini.load_pipeline()
+        with motionprompt(pipe, config) if kind == "guided" else nullcontext(), torch.no_grad(), Meter() as meter:
+            mini.sample([PROMPT], [0], pipe=pipe)
+        found[kind] = meter.flops.total()
+    return found
+
+
+def _sampled(kind: str, config: MotionPromptConfig, clips: int) -> Measured:
     torch.set_num_threads(1)
     pipe = mini.load_pipeline()
-    mini.sample([PROMPT], [0], steps=1, pipe=pipe)  # what is done once is done
+    prompts, seeds = [PROMPT] * clips, range(clips)
+    mini.sample(prompts, seeds, steps=1, pipe=pipe, batch=clips)  # what is done once is done
     if kind == "off":
         apply_patch(pipe, config)
         remove_patch(pipe)
     with motionprompt(pipe, config) if kind == "guided" else nullcontext():
         wall, processor = time.perf_counter(), time.process_time()
-        mini.sample([PROMPT], [0], pipe=pipe)
+        mini.sample(prompts, seeds, pipe=pipe, batch=clips)
         wall, processor = time.perf_counter() - wall, time.process_time() - processor
-    return Measured(wall, processor, peak_memory(torch.device("cpu")))
+    return Measured(wall / clips, processor / clips, peak_memory(torch.device("cpu")))
