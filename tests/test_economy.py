@@ -232,9 +232,10 @@ def test_an_excerpt_is_put_where_the_step_before_predicted_the_clip(case: tuple[
 
         def _near(self, step: Step, generator: torch.Generator) -> tuple[Step, int]:
             near, first = super()._near(step, generator)
-            if self._before is not None:
-                near_before = near.anchor(torch.zeros_like(near.latents))
-                seen.append((near_before, predicted[-1][:, :, first : first + near.frames]))
+            assert (near.anchor is None) == (step.index == 0)  # the step from pure noise has none before it
+            if near.anchor is not None:
+                placed = near.anchor(torch.zeros_like(near.latents))
+                seen.append((placed, predicted[-1][:, :, first : first + near.frames]))
             return near, first
 
     method = MotionPrompt(replace(case[0].config, subclip=2, iterations=1, checkpointing="none"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from mp_hooks.backbones.diffusers.inflated import InflatedStableDiffusion
-from mp_hooks.guidance import Step
 
 
 class LaVie(InflatedStableDiffusion):
@@ -13,6 +12,3 @@ class LaVie(InflatedStableDiffusion):
     module = "pipeline_videogen"
     pipeline = "VideoGenPipeline"
     copies = "num_images_per_prompt"
-
-    def excerpt(self, step: Step, frames: range) -> Step:
-        return self.excerpt_of_latents(step, frames)

@@ -175,8 +175,7 @@ class Run:
 
     def guides(self, step: Step) -> bool:
         """Whether this step is a guided one; outside the window the original prompt is used. Moves the bar."""
-        guided = step.index in guided_window(step.total, self.config.start, self.config.stop)
-        guided = guided and not self._out_of_memory
+        guided = self._in_window(step, step.index) and not self._out_of_memory
         if guided:
             self.tokens, self.initial = (value.to(step.latents.device) for value in (self.tokens, self.initial))
         self._bar.total = step.total
@@ -217,7 +216,8 @@ class Run:
 
     def took(self, step: Step, taken: Any) -> None:
         """Keep what a step, guided or not, came to as far as the next one wants it."""
-        clean = None if self._part(step) is None else self.host.predicted(step, taken)
+        wanted = self._part(step) is not None and self._in_window(step, step.index + 1)
+        clean = self.host.predicted(step, taken) if wanted else None
         self._before = None if clean is None else (step.index, full_precision(clean.detach()))
 
     def leave_unguided(self, step: Step, *, out_of_memory: bool) -> None:
@@ -293,6 +293,9 @@ class Run:
         if self._before is not None and self._before[0] == step.index - 1:
             near = replace(near, anchor=Anchor(self._before[1][:, :, first : first + length]))
         return near, first
+
+    def _in_window(self, step: Step, index: int) -> bool:
+        return index in guided_window(step.total, self.config.start, self.config.stop)
 
     def _part(self, step: Step) -> int | None:
         """How many of the clip's frames updates look at; None for all."""

@@ -8,20 +8,17 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from mp_hooks.backbones.diffusers.pipeline import BatchedGuidance
+from mp_hooks.backbones.diffusers.pipeline import SingleFrames
 from mp_hooks.backbones.diffusers.text import clip_text
 from mp_hooks.backbones.hooks import Hooks
 from mp_hooks.guidance import Step
 from mp_hooks.guidance.tokens import TextInput
 
 
-class MotionModules(BatchedGuidance):
+class MotionModules(SingleFrames):
     """Their layers add to each frame its place in time, which frames of an excerpt keep."""
 
     places: ClassVar[str]  # class of the layers that add it
-
-    def excerpt(self, step: Step, frames: range) -> Step:
-        return self.excerpt_of_latents(step, frames)
 
     def branch(self, step: Step, rows: Tensor) -> Tensor:
         self._first = step.call.first
@@ -52,9 +49,6 @@ class AnimateDiff(MotionModules):
 
     def text_arguments(self, rows: Tensor, frames: int) -> dict[str, Tensor]:
         return {"encoder_hidden_states": rows.repeat_interleave(frames, dim=0)}
-
-    def clip_frames(self, latents: Tensor) -> int:
-        return latents.shape[2]
 
     @property
     def text(self) -> TextInput:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from mp_hooks.backbones.diffusers.pipeline import BatchedGuidance
+from mp_hooks.backbones.diffusers.pipeline import SingleFrames
 from mp_hooks.backbones.diffusers.text import clip_text
 from mp_hooks.backbones.hooks import Hooks
 from mp_hooks.guidance import Step
@@ -17,7 +17,7 @@ from mp_hooks.guidance.tokens import TextInput
 LATENT_SCALE = 0.18215  # Stable Diffusion's, written out in the hosts' decode_latents
 
 
-class InflatedStableDiffusion(BatchedGuidance):
+class InflatedStableDiffusion(SingleFrames):
     """Both branches in one call, a guidance scale that is not stored, Stable Diffusion's text encoder and VAE.
 
     The hosts' own decoding ends in numpy arrays or whole brightness levels, through which no gradient passes: the VAE
@@ -45,9 +45,6 @@ class InflatedStableDiffusion(BatchedGuidance):
 
     def scale(self, step: Step) -> float:
         return self.asked["guidance_scale"]
-
-    def clip_frames(self, latents: Tensor) -> int:
-        return latents.shape[2]
 
     def attention(self, hooks: Hooks) -> None:
         """The host's own keeps the matrix; layers in time, whose matrices are small, may have another function."""

@@ -154,8 +154,11 @@ class DiffusersPipeline(Adapter):
 
     def predict_clean(self, step: Step, conditioning: Tensor) -> Tensor:
         output = self.branch(step, conditioning)
-        if self.guided:
-            output = self.combine(step, self.unconditional(step), output)
+        return self.clean(step, output, self.unconditional(step) if self.guided else None)
+
+    def clean(self, step: Step, conditional: Tensor, unconditional: Tensor | None) -> Tensor:
+        """z0_hat [b, c, t, h, w] of the branches' outputs; None without classifier-free guidance."""
+        output = conditional if unconditional is None else self.combine(step, unconditional, conditional)
         return clean_latents(self.host.scheduler, step.latents, output, step.timestep)
 
     def unconditional(self, step: Step) -> Tensor:
@@ -223,12 +226,17 @@ class BatchedGuidance(DiffusersPipeline):
 
     def predicted(self, step: Step, taken: Any) -> Tensor:
         output = self.unpack(taken[0], step.call.arguments.arguments)
-        if self.guided:
-            output = self.combine(step, *output.chunk(2))
-        return clean_latents(self.host.scheduler, step.latents, output, step.timestep)
+        unconditional, conditional = output.chunk(2) if self.guided else (None, output)
+        return self.clean(step, conditional, unconditional)
 
-    def excerpt_of_latents(self, step: Step, frames: range) -> Step:
-        """The excerpt where a frame of latents is a frame of the clip, and nothing else is given frame by frame."""
+
+class SingleFrames(BatchedGuidance):
+    """Those whose VAE knows single frames: a frame of latents is a frame of the clip, and any excerpt will do."""
+
+    def clip_frames(self, latents: Tensor) -> int:
+        return latents.shape[2]
+
+    def excerpt(self, step: Step, frames: range) -> Step:
         part = slice(frames.start, frames.stop)
         unconditional = self.unconditional(step)[:, :, part] if self.guided else None
         call = Call(step.call.arguments, step.call.negative, unconditional, first=frames.start)

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from mp_hooks.backbones.diffusers.pipeline import BatchedGuidance
+from mp_hooks.backbones.diffusers.pipeline import SingleFrames
 from mp_hooks.backbones.diffusers.text import clip_text
 from mp_hooks.guidance import Step
 from mp_hooks.guidance.tokens import TextInput
 
 
-class TextToVideoSD(BatchedGuidance):
+class TextToVideoSD(SingleFrames):
     """Both branches in one call, a guidance scale that is not stored, a VAE of single frames."""
 
     name = "diffusers-text-to-video-sd"
@@ -26,12 +26,6 @@ class TextToVideoSD(BatchedGuidance):
 
     def scale(self, step: Step) -> float:
         return self.asked["guidance_scale"]
-
-    def clip_frames(self, latents: Tensor) -> int:
-        return latents.shape[2]
-
-    def excerpt(self, step: Step, frames: range) -> Step:
-        return self.excerpt_of_latents(step, frames)
 
     @property
     def text(self) -> TextInput:
