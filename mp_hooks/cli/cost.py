@@ -73,6 +73,7 @@ def _measure(config: MotionPromptConfig, rounds: int, clips: int) -> None:
     from statistics import median
 
     from mp_hooks.cost.measuring import measure, operations
+    from mp_hooks.mini.arms import BASELINE, GUIDED
 
     def shown(values: list[float]) -> str:
         return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
@@ -83,9 +84,9 @@ def _measure(config: MotionPromptConfig, rounds: int, clips: int) -> None:
     for kind, those in found.items():
         seconds, wall = shown([one.processor for one in those]), shown([one.wall for one in those])
         print(f"{kind:10}{seconds:>24}{wall:>24}{shown([one.memory / 2**20 for one in those]):>28}")
-    ratios = [guided.processor / plain.processor for plain, guided in zip(found["plain"], found["guided"], strict=True)]
-    counted = operations(config)
-    print(f"guided to plain: {shown(ratios)} in processor seconds, {counted['guided'] / counted['plain']:.2f} in FLOPs")
+    ratios = [ours.processor / plain.processor for plain, ours in zip(found["plain"], found["guided"], strict=True)]
+    plain, guided = (operations(arm, config)[0] for arm in (BASELINE, GUIDED))
+    print(f"guided to plain: {shown(ratios)} in processor seconds, {guided / plain:.2f} in FLOPs")
 
 
 def _tradeoff(args: argparse.Namespace) -> int:

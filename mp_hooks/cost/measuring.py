@@ -1,4 +1,4 @@
-"""Seconds and resident memory of the mini model, plain and guided by turns, each sampling in a process of its own."""
+"""What the mini model really takes: seconds and resident memory, plain and guided by turns, and operations."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from mp_hooks.backbones import apply_patch, motionprompt, remove_patch
 from mp_hooks.cost.counting import Meter
 from mp_hooks.guidance import MotionPromptConfig
 from mp_hooks.guidance.trace import peak_memory
+from mp_hooks.mini.arms import sample_arm
 
 KINDS = ("plain", "off", "guided")  # off: patched once, and the patch removed
 PROMPT = "a red circle moving left"
@@ -30,7 +31,7 @@ class Measured:
 
 
 def measure(config: MotionPromptConfig, rounds: int, clips: int) -> dict[str, list[Measured]]:
-    """`rounds` samplings of each kind, by turns, each of `clips` clips at once."""
+    """`rounds` samplings of each kind, by turns, each of `clips` clips at once and in a process of its own."""
     found: dict[str, list[Measured]] = {kind: [] for kind in KINDS}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
@@ -40,15 +41,13 @@ def measure(config: MotionPromptConfig, rounds: int, clips: int) -> dict[str, li
     return found
 
 
-def operations(config: MotionPromptConfig) -> dict[str, int]:
-    """Floating-point operations of one of these samplings a clip, plain and guided: all of them, with its own pairs."""
-    found = {}
-    for kind in ("plain", "guided"):
-        pipe = mini.load_pipeline()
-        with motionprompt(pipe, config) if kind == "guided" else nullcontext(), torch.no_grad(), Meter() as meter:
-            mini.sample([PROMPT], [0], pipe=pipe)
-        found[kind] = meter.flops.total()
-    return found
+def operations(arm: str, config: MotionPromptConfig) -> tuple[int, int]:
+    """Floating-point operations and most bytes alive, weights included, of one clip sampled under an arm."""
+    pipe = mini.load_pipeline()
+    modules = [pipe.unet, pipe.vae, pipe.text_encoder]
+    with torch.no_grad(), Meter() as meter:
+        sample_arm(arm, pipe, [PROMPT], [0], config)
+    return meter.flops.total(), meter.peak + sum(w.nbytes for module in modules for w in module.parameters())
 
 
 def _sampled(kind: str, config: MotionPromptConfig, clips: int) -> Measured:

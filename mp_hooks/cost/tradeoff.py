@@ -7,15 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from mp_hooks import mini
-from mp_hooks.cost.counting import Meter
+from mp_hooks.cost.measuring import operations
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.files import replacing
 from mp_hooks.guidance import MotionPromptConfig
 from mp_hooks.metrics import Comparison, Kept, compare, gain_kept
-from mp_hooks.mini.arms import BASELINE, GUIDED, sample_arm
+from mp_hooks.mini.arms import BASELINE, GUIDED
 from mp_hooks.mini.experiment import MEASURES_FILE, SETTINGS_FILE
 
 GAINS = {"flickering": 1, "warping": -1}  # measure: the sign of what is better
@@ -49,7 +46,7 @@ def points(out: Path) -> list[Point]:
     if GUIDED not in results:
         raise MotionPromptError(f"{out} has no arm '{GUIDED}' to compare with; add it with --arms")
     config = MotionPromptConfig(**settings["guidance"] | {"trace": None, "progress": False})
-    counted = {arm: _counted(arm, config) for arm in results}
+    counted = {arm: operations(arm, config) for arm in results}
     return [
         Point(
             arm,
@@ -60,15 +57,6 @@ def points(out: Path) -> list[Point]:
         for arm, values in results.items()
         if arm != BASELINE
     ]
-
-
-def _counted(arm: str, config: MotionPromptConfig) -> tuple[int, int]:
-    """Operations and most bytes alive, weights included, of one clip sampled under an arm."""
-    pipe = mini.load_pipeline()
-    modules = [pipe.unet, pipe.vae, pipe.text_encoder]
-    with torch.no_grad(), Meter() as meter:
-        sample_arm(arm, pipe, ["a red circle moving left"], [0], config)
-    return sum(meter.flops.values()), meter.peak + sum(w.nbytes for module in modules for w in module.parameters())
 
 
 def draw(found: Sequence[Point], out: Path) -> Path:
