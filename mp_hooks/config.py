@@ -48,7 +48,7 @@ class MotionPromptConfig:
     stop: float = _option(0.30, "end of the guided window, as a fraction (15 of 50)", at_least=0, at_most=1)
     pairs: int = _option(1, "frame pairs per iteration", at_least=1)
     min_interval: int = _option(1, "least distance of a pair, in frames", at_least=1)
-    max_interval: int = _option(3, "greatest distance of a pair, in frames (the packaged judge saw 1 to 3)", at_least=1)
+    max_interval: int = _option(3, "greatest distance of a pair, in frames", at_least=1)
     optimizer: str = _option("adam", "optimiser of the tokens, fresh at each guided step", choices=OPTIMIZERS)
     learning_rate: float = _option(1e-2, "learning rate", at_least=0)
     lambda_disc: float = _option(1.0, "weight of log(1 - phi(flow))", at_least=0)

@@ -113,7 +113,7 @@ class Session:
             patching.require_patched(manifest, manifest.checkout_of(entry))
             self._check(args)
             if args.mp_resume is not None:
-                from mp_hooks.backbones.samplings import Samplings
+                from mp_hooks.backbones.resume import Samplings
 
                 self.samplings = Samplings(args.mp_resume)
         further = [shim for shim in self.script.shims if shim not in _imported]
@@ -155,7 +155,7 @@ class Session:
                 )
 
     def _method(self, args: Any) -> Any:
-        """The method with judge and flow loaded."""
+        """The method with discriminator and flow loaded."""
         from mp_hooks.config import config_from_flags
         from mp_hooks.guidance import MotionPrompt
 

@@ -17,6 +17,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
 
 prepare_environment diffusers
-"$python" -m mp_hooks.mini.train ${arguments[@]+"${arguments[@]}"}
+"$python" -m mp_hooks.lab.mini.train ${arguments[@]+"${arguments[@]}"}
 [ -n "$folder" ] || exit 0 # only --help comes here
-"$python" -m mp_hooks.mini.evaluate --model "$folder/model" --out "$folder/evaluation.json"
+"$python" -m mp_hooks.lab.mini.evaluate --model "$folder/model" --out "$folder/evaluation.json"

@@ -35,8 +35,8 @@ from mp_hooks.discriminator import FlowDiscriminator
 from mp_hooks.discriminator.model import CONFIG_FILE, WEIGHTS_FILE, DiscriminatorConfig
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.guidance.trace import read_trace
+from mp_hooks.lab.study.ballots import Study, parse_ballot
 from mp_hooks.patching.edit import apply_edits, count_applied, remove_edits
-from mp_hooks.study.ballots import Study, parse_ballot
 from mp_hooks.video import read_frames, video_info, write_video
 
 PATIENCE = 20
@@ -149,15 +149,15 @@ def trace(rng: random.Random, where: Path) -> None:
         record["event"].strip()
 
 
-def judge(rng: random.Random, where: Path) -> None:
+def discriminator(rng: random.Random, where: Path) -> None:
     header = json.dumps(
         mixed(rng, {"model": "FlowDiscriminator", **vars(DiscriminatorConfig(width=8, depth=1, heads=2))})
     )
-    write(where / "judge" / CONFIG_FILE, spoil(rng, header.encode()) if rng.random() < 0.5 else header.encode())
+    write(where / "discriminator" / CONFIG_FILE, spoil(rng, header.encode()) if rng.random() < 0.5 else header.encode())
     weights = tiny_weights()
-    write(where / "judge" / WEIGHTS_FILE, spoil(rng, weights) if rng.random() < 0.5 else weights)
+    write(where / "discriminator" / WEIGHTS_FILE, spoil(rng, weights) if rng.random() < 0.5 else weights)
     with torch.no_grad():
-        FlowDiscriminator.from_pretrained(where / "judge")(torch.zeros(1, 2, 16, 16))
+        FlowDiscriminator.from_pretrained(where / "discriminator")(torch.zeros(1, 2, 16, 16))
 
 
 def ballot(rng: random.Random, where: Path) -> None:
@@ -188,7 +188,7 @@ def video(rng: random.Random, where: Path) -> None:
 
 
 KINDS: dict[Callable[[random.Random, Path], None], int] = {
-    configuration: 25, flags: 15, manifest: 15, host: 15, trace: 10, ballot: 8, prompts: 8, judge: 3, video: 1
+    configuration: 25, flags: 15, manifest: 15, host: 15, trace: 10, ballot: 8, prompts: 8, discriminator: 3, video: 1
 }  # fmt: skip
 _made: dict[str, bytes] = {}
 

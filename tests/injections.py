@@ -28,7 +28,7 @@ ERRORS = {
     "interrupt": KeyboardInterrupt,
     "error": lambda: ZeroDivisionError("injected"),
 }
-PLACES = ("denoiser", "text", "decoder", "flow", "judge", "gradient")
+PLACES = ("denoiser", "text", "decoder", "flow", "discriminator", "gradient")
 CALLS = 4  # a place is called about as often in the guided steps of a case
 
 
@@ -105,7 +105,11 @@ def struck(method: FaultyMotionPrompt, host: Any, place: str, strike: Callable[[
         with swapped(torch.autograd, "grad", lambda *args, **kwargs: strike(grad(*args, **kwargs))):
             yield
         return
-    there = {**modules(backbones.adapter_for(host)), "flow": method.objective.flow, "judge": method.objective.judge}
+    there = {
+        **modules(backbones.adapter_for(host)),
+        "flow": method.objective.flow,
+        "discriminator": method.objective.discriminator,
+    }
     handle = there[place].register_forward_hook(lambda _module, _args, result: strike(result))
     try:
         yield

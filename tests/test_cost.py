@@ -11,14 +11,15 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from mp_hooks import backbones, mini
+from mp_hooks import backbones
 from mp_hooks.cli.main import main
-from mp_hooks.cost import cost, hosts
-from mp_hooks.cost.counting import FLOPS, Meter, fake_weights
-from mp_hooks.cost.tradeoff import GAINS, Point, draw, points
 from mp_hooks.errors import MotionPromptError
-from mp_hooks.metrics import Kept, compare, gain_kept
-from mp_hooks.mini.model import build_pipeline
+from mp_hooks.lab import mini
+from mp_hooks.lab.cost import cost, hosts
+from mp_hooks.lab.cost.counting import FLOPS, Meter, fake_weights
+from mp_hooks.lab.experiments.tradeoff import GAINS, Point, draw, points
+from mp_hooks.lab.metrics import Kept, compare, gain_kept
+from mp_hooks.lab.mini.model import build_pipeline
 
 
 def test_a_product_of_large_matrices() -> None:

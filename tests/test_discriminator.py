@@ -1,4 +1,4 @@
-"""The judge: what it computes, what it learns from, what it refuses."""
+"""The discriminator: what it computes, what it learns from, what it refuses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mp_hooks.cli.main import main
 from mp_hooks.discriminator import DiscriminatorConfig, FlowDiscriminator, default_discriminator
 from mp_hooks.discriminator.data import Clip, ClipFacts, FlowData, find_clips, split_by_video, splits_by_source
 from mp_hooks.discriminator.evaluation import Gain, auc, calibrate, gain, rigidity, score, usefulness
-from mp_hooks.discriminator.evaluation import judge as judge_logits
+from mp_hooks.discriminator.evaluation import discriminator as discriminator_logits
 from mp_hooks.discriminator.model import log_slope
 from mp_hooks.discriminator.train import Training, TrainingConfig, fit, flip, turn_and_zoom
 from mp_hooks.errors import MotionPromptError
@@ -43,31 +43,31 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(params=[False, True], ids=["field", "field and slope"])
-def judge(request: pytest.FixtureRequest) -> FlowDiscriminator:
+def discriminator(request: pytest.FixtureRequest) -> FlowDiscriminator:
     torch.manual_seed(0)
     return FlowDiscriminator(replace(TINY, slope=request.param)).eval()
 
 
-def test_the_same_motion_at_two_sizes_is_judged_alike(judge: FlowDiscriminator) -> None:
-    small, large, other = judge(field(64)), judge(field(256)), judge(field(64, turns=3))
+def test_the_same_motion_at_two_sizes_is_rated_alike(discriminator: FlowDiscriminator) -> None:
+    small, large, other = discriminator(field(64)), discriminator(field(256)), discriminator(field(64, turns=3))
     assert (small - large).abs() < 0.05 * (small - other).abs()
 
 
 @pytest.mark.parametrize("normalise", ["magnitude", "fixed"])
 def test_only_fixed_normalisation_sees_how_far_things_move(normalise: str) -> None:
     torch.manual_seed(0)
-    judge = FlowDiscriminator(
+    discriminator = FlowDiscriminator(
         DiscriminatorConfig(image_size=32, width=32, depth=1, heads=2, normalise=normalise)
     ).eval()
     flow = field(64)
-    difference = (judge(flow) - judge(3 * flow)).abs().item()
+    difference = (discriminator(flow) - discriminator(3 * flow)).abs().item()
     assert difference < 1e-3 if normalise == "magnitude" else difference > 1e-3
 
 
-def test_gradient_reaches_the_flow_and_is_finite_at_rest(judge: FlowDiscriminator) -> None:
+def test_gradient_reaches_the_flow_and_is_finite_at_rest(discriminator: FlowDiscriminator) -> None:
     for flow in (field(64), torch.zeros(1, 2, 64, 64)):
         flow = flow.requires_grad_()
-        (gradient,) = torch.autograd.grad(judge(flow).sum(), flow)
+        (gradient,) = torch.autograd.grad(discriminator(flow).sum(), flow)
         assert gradient.isfinite().all()
         assert gradient.abs().max() > 0
 
@@ -81,14 +81,14 @@ def test_slope_is_that_of_the_field_over_the_frame() -> None:
         torch.testing.assert_close(slope, torch.full_like(slope, 5.0), rtol=0.01, atol=0)
 
 
-def test_saved_and_loaded_judges_agree(judge: FlowDiscriminator, tmp_path: Path) -> None:
-    judge.save_pretrained(tmp_path)
+def test_saved_and_loaded_discriminators_agree(discriminator: FlowDiscriminator, tmp_path: Path) -> None:
+    discriminator.save_pretrained(tmp_path)
     loaded = FlowDiscriminator.from_pretrained(tmp_path)
-    assert loaded.config == judge.config
+    assert loaded.config == discriminator.config
     assert not loaded.training
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     with torch.no_grad():  # as the weights of one require a gradient and those of the other do not
-        assert torch.equal(loaded(field(64)), judge(field(64)))
+        assert torch.equal(loaded(field(64)), discriminator(field(64)))
 
 
 def broken(folder: Path, how: str) -> None:
@@ -122,22 +122,24 @@ def broken(folder: Path, how: str) -> None:
         "wrong shapes",
     ],
 )
-def test_what_is_no_judge_is_refused_in_one_sentence(judge: FlowDiscriminator, tmp_path: Path, how: str) -> None:
-    judge.save_pretrained(tmp_path)
+def test_what_is_no_discriminator_is_refused_in_one_sentence(
+    discriminator: FlowDiscriminator, tmp_path: Path, how: str
+) -> None:
+    discriminator.save_pretrained(tmp_path)
     broken(tmp_path, how)
     with pytest.raises(MotionPromptError) as caught:
         FlowDiscriminator.from_pretrained(tmp_path)
     assert "\n" not in str(caught.value)
 
 
-def test_the_packaged_judge_is_small_and_not_saturated() -> None:
+def test_the_packaged_discriminator_is_small_and_not_saturated() -> None:
     folder = default_discriminator()
     assert (folder / "model.safetensors").stat().st_size <= 2_000_000
     assert "licence" in (folder / "README.md").read_text()
-    judge = FlowDiscriminator.from_pretrained(folder)
+    discriminator = FlowDiscriminator.from_pretrained(folder)
     noise = torch.randn(8, 2, 64, 64, generator=torch.Generator().manual_seed(0))
     flow = torch.cat([field(64), noise]).requires_grad_()
-    logits = judge(flow)
+    logits = discriminator(flow)
     (gradient,) = torch.autograd.grad(logits.sum(), flow)
     assert ((logits.sigmoid() > 0.02) & (logits.sigmoid() < 0.98)).all()
     assert (gradient.flatten(1).norm(dim=1) > 0).all()
@@ -183,30 +185,32 @@ def test_flow_of_mirrored_frames_is_the_mirrored_flow() -> None:
 
 
 def sure_data() -> tuple[FlowData, FlowDiscriminator]:
-    """96 fields and a judge that is right about three in four, and far too sure of all."""
+    """96 fields and a discriminator that is right about three in four, and far too sure of all."""
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
-    judge = FlowDiscriminator(TINY).eval().requires_grad_(False)
+    discriminator = FlowDiscriminator(TINY).eval().requires_grad_(False)
     flow = torch.cat([field(32, turns) for turns in torch.linspace(0.5, 3, 96).tolist()])
     flow = (flow + 0.3 * torch.randn(flow.shape, generator=generator)).half()
-    logits = judge_logits(judge, flow)
-    judge.head[-1].bias -= logits.median()
-    judge.head[-1].weight *= 30 / logits.std()
-    judge.head[-1].bias *= 30 / logits.std()
+    logits = discriminator_logits(discriminator, flow)
+    discriminator.head[-1].bias -= logits.median()
+    discriminator.head[-1].weight *= 30 / logits.std()
+    discriminator.head[-1].bias *= 30 / logits.std()
     order = logits.argsort(descending=True)  # the first half becomes the real clips', but for every fourth
     order[:48:4], order[48::4] = order[48::4].clone(), order[:48:4].clone()
     return FlowData(
         flow[order], torch.arange(24).repeat_interleave(4), clips(), [ClipFacts(8, 32, 32, 0.125, 1)] * 24
-    ), judge
+    ), discriminator
 
 
 def test_calibration_brings_the_gradient_back_and_keeps_the_order() -> None:
-    data, judge = sure_data()
-    before, logits = usefulness(judge, data), judge_logits(judge, data.flow)
-    temperature = calibrate(judge, data)
+    data, discriminator = sure_data()
+    before, logits = usefulness(discriminator, data), discriminator_logits(discriminator, data.flow)
+    temperature = calibrate(discriminator, data)
     assert temperature > 2
-    torch.testing.assert_close(judge_logits(judge, data.flow), logits / temperature, rtol=1e-3, atol=1e-3)
-    after = usefulness(judge, data)
+    torch.testing.assert_close(
+        discriminator_logits(discriminator, data.flow), logits / temperature, rtol=1e-3, atol=1e-3
+    )
+    after = usefulness(discriminator, data)
     assert after.phi_05 > before.phi_05
     assert after.gradient > before.gradient
 
@@ -311,7 +315,7 @@ def arguments(videos: Path, out: Path, epochs: int) -> list[str]:
 def test_training_from_the_command_line_learns_and_resumes(
     videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "judge"
+    out = tmp_path / "discriminator"
     assert main(arguments(videos, out, epochs=2)) == 0
     steps = torch.load(out / "checkpoints/last.ckpt", weights_only=True)["global_step"]
     assert main(arguments(videos, out, epochs=2)) == 2, "a finished folder is not overwritten"
@@ -361,16 +365,16 @@ def test_an_interrupted_training_ends_where_an_unbroken_one_does(
 
 
 def test_early_stopping_returns_the_best_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Epochs are judged by a part of the training clips, and the held-out ones are never looked at."""
+    """Epochs are rated by a part of the training clips, and the held-out ones are never looked at."""
     areas = iter([0.6, 0.8, 0.7, 0.7, 0.9])
     fields, states = [], []
 
     def watched(model: FlowDiscriminator, flow: Tensor) -> Tensor:
         fields.append(len(flow))
         states.append({name: value.clone() for name, value in model.state_dict().items()})
-        return judge_logits(model, flow)
+        return discriminator_logits(model, flow)
 
-    monkeypatch.setattr("mp_hooks.discriminator.train.judge", watched)
+    monkeypatch.setattr("mp_hooks.discriminator.train.discriminator", watched)
     monkeypatch.setattr("mp_hooks.discriminator.train.auc", lambda *_: next(areas))
     data, _ = sure_data()
     train, held_out = split_by_video(data.clips)
@@ -381,7 +385,9 @@ def test_early_stopping_returns_the_best_epoch(monkeypatch: pytest.MonkeyPatch) 
         assert torch.equal(value, states[1][name]), name
 
 
-def test_judges_of_every_source_are_tested_on_every_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_discriminators_of_every_source_are_tested_on_every_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for number in range(10):
         make_video(tmp_path / "real" / f"{number}.mp4", jitter=False, seed=number)
     for source in ("a", "b"):
@@ -391,7 +397,7 @@ def test_judges_of_every_source_are_tested_on_every_other(tmp_path: Path, capsys
     sizes = ["--flow-size", "64", "--image-size", "32", "--pairs", "4", "--epochs", "4"]
     assert main(["discriminator", "cross", *folders, *sizes]) == 0
     assert (tmp_path / "out/cross.md").read_text() in capsys.readouterr().out
-    table = json.loads((tmp_path / "out/cross.json").read_text())["judge"]
+    table = json.loads((tmp_path / "out/cross.json").read_text())["discriminator"]
     assert {(row, column): table[row][column]["clips"] for row in "ab" for column in "ab"} == {
         ("a", "a"): 3,
         ("a", "b"): 7,
@@ -414,17 +420,17 @@ def test_preference_among_pairs_counts_wins(tmp_path: Path, capsys: pytest.Captu
     assert main(command) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any("smoother flow" in line and "3 of 3: 1.00 [0.44, 1.00]" in line for line in lines)
-    assert any(line.startswith("model, judge") for line in lines)
+    assert any(line.startswith("model, discriminator") for line in lines)
     (tmp_path / "INDEX.tsv").unlink()
     assert main(command) == 2
     assert "pair_id" in capsys.readouterr().err
 
 
 def test_a_name_that_is_no_folder_is_taken_from_the_hub(
-    judge: FlowDiscriminator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    discriminator: FlowDiscriminator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = pytest.importorskip("huggingface_hub")
-    judge.save_pretrained(tmp_path)
+    discriminator.save_pretrained(tmp_path)
     asked = []
 
     def given(name: str, allow_patterns: list[str]) -> str:
@@ -432,15 +438,15 @@ def test_a_name_that_is_no_folder_is_taken_from_the_hub(
         return str(tmp_path)
 
     monkeypatch.setattr(hub, "snapshot_download", given)
-    assert FlowDiscriminator.from_pretrained("someone/judge").config == judge.config
-    assert asked == [("someone/judge", ["config.json", "model.safetensors"])], "no code, no pickle"
+    assert FlowDiscriminator.from_pretrained("someone/discriminator").config == discriminator.config
+    assert asked == [("someone/discriminator", ["config.json", "model.safetensors"])], "no code, no pickle"
 
     def missing(name: str, allow_patterns: list[str]) -> str:
         raise OSError("404\nnot found")
 
     monkeypatch.setattr(hub, "snapshot_download", missing)
     with pytest.raises(MotionPromptError) as caught:
-        FlowDiscriminator.from_pretrained("someone/judge")
+        FlowDiscriminator.from_pretrained("someone/discriminator")
     assert "\n" not in str(caught.value)
 
 

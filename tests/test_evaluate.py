@@ -12,11 +12,11 @@ import torch
 from mp_hooks.cli.main import main
 from mp_hooks.config import MotionPromptConfig
 from mp_hooks.errors import MotionPromptError
-from mp_hooks.metrics import MEASURES, VBENCH, evaluate, groups_of_folders, groups_of_suffixes
-from mp_hooks.metrics.measures import Settings
-from mp_hooks.mini.clips import draw, sample_scenes
-from mp_hooks.report.drift import drift
-from mp_hooks.report.tables import Table
+from mp_hooks.lab.metrics import MEASURES, VBENCH, evaluate, groups_of_folders, groups_of_suffixes
+from mp_hooks.lab.metrics.measures import Settings
+from mp_hooks.lab.mini.clips import draw, sample_scenes
+from mp_hooks.lab.report.drift import drift
+from mp_hooks.lab.report.tables import Table
 from mp_hooks.video import as_frames, write_video
 
 for library in ("scipy", "jinja2", "matplotlib"):

@@ -10,12 +10,13 @@ import pytest
 import torch
 from resumption import assert_same_trace, kill_when
 
-from mp_hooks import mini, motionprompt
+from mp_hooks import motionprompt
 from mp_hooks.cli.main import main
 from mp_hooks.config import load_config
 from mp_hooks.errors import MotionPromptError
-from mp_hooks.mini.arms import ARMS
-from mp_hooks.mini.experiment import Experiment, claim, load_clips
+from mp_hooks.lab import mini
+from mp_hooks.lab.experiments.methods import ARMS
+from mp_hooks.lab.experiments.paired import Experiment, claim, load_clips
 from mp_hooks.video import read_frames
 
 for library in ("diffusers", "scipy", "jinja2", "matplotlib"):

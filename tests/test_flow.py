@@ -11,7 +11,15 @@ from torch import Tensor
 from mp_hooks.cli.main import main
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.flow import draw_flow, flow_names, load_flow, pyramid, warp
-from mp_hooks.flow.benchmark import KINDS, KnownPair, farneback, known_pair, known_pairs, measure, random_motion
+from mp_hooks.lab.experiments.flow_benchmark import (
+    KINDS,
+    KnownPair,
+    farneback,
+    known_pair,
+    known_pairs,
+    measure,
+    random_motion,
+)
 
 SHARED = Path(__file__).parents[2] / "shared"
 WEIGHTS = {"raft_small": SHARED / "weights/raft-small.pth", "raft_large": SHARED / "weights/raft-sintel.pth"}

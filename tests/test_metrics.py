@@ -9,7 +9,7 @@ import torch
 
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.flow import load_flow
-from mp_hooks.metrics import (
+from mp_hooks.lab.metrics import (
     compare,
     dynamic_degree,
     flow_jerk,
@@ -19,8 +19,8 @@ from mp_hooks.metrics import (
     temporal_flickering,
     warping_error,
 )
-from mp_hooks.metrics.temporal import NeighbouringFlow
-from mp_hooks.mini.clips import draw, sample_scenes
+from mp_hooks.lab.metrics.temporal import NeighbouringFlow
+from mp_hooks.lab.mini.clips import draw, sample_scenes
 from mp_hooks.video import as_frames
 
 

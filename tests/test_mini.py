@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from mp_hooks.errors import MotionPromptError
-from mp_hooks.mini import clean_clips, jerk, judge, read_clip
-from mp_hooks.mini.clips import (
+from mp_hooks.lab.mini import clean_clips, discriminator, jerk, read_clip
+from mp_hooks.lab.mini.clips import (
     COLOURS,
     DIRECTIONS,
     FAULTS,
@@ -24,7 +24,7 @@ from mp_hooks.mini.clips import (
     is_held_out,
     sample_scenes,
 )
-from mp_hooks.mini.model import FRAMES, MAX_TOKENS, PACKAGED, SIZE, build_pipeline, load_pipeline, sample
+from mp_hooks.lab.mini.model import FRAMES, MAX_TOKENS, PACKAGED, SIZE, build_pipeline, load_pipeline, sample
 
 
 def scenes_of(n: int, seed: int = 0, **options):
@@ -59,7 +59,7 @@ def test_the_path_read_is_the_path_drawn():
 
 
 def test_faults_raise_jerk_flicker_and_gaps_each_its_own():
-    from mp_hooks.mini.evaluate import flicker
+    from mp_hooks.lab.mini.evaluate import flicker
 
     scenes = scenes_of(200, fault_share=1.0)
     faulty, clean = draw(scenes), draw(scenes.without_faults())
@@ -203,7 +203,7 @@ def test_a_folder_without_model_is_a_clear_error(tmp_path: Path):
 def test_folding_the_normalisation_keeps_reconstructions(pipe):
     from copy import deepcopy
 
-    from mp_hooks.mini.train import fold_normalisation
+    from mp_hooks.lab.mini.train import fold_normalisation
 
     video = clean_clips(4, seed=0)[0].transpose(1, 2).flatten(0, 1)
     vae = deepcopy(pipe.vae)
@@ -221,7 +221,7 @@ def test_folding_the_normalisation_keeps_reconstructions(pipe):
 
 
 def test_a_training_run_resumes_where_it_stopped(tmp_path: Path, pipe):
-    from mp_hooks.mini.train import CHUNK, TrainingConfig, train, work
+    from mp_hooks.lab.mini.train import CHUNK, TrainingConfig, train, work
 
     threads = torch.get_num_threads()
     short = {"vae_minutes": 0.01, "prior_minutes": 0.01, "minutes": 0.01}
@@ -248,7 +248,7 @@ def test_a_training_run_resumes_where_it_stopped(tmp_path: Path, pipe):
 
 
 def test_training_can_begin_with_another_pipeline(tmp_path: Path, pipe):
-    from mp_hooks.mini.train import CHUNK, TrainingConfig, work
+    from mp_hooks.lab.mini.train import CHUNK, TrainingConfig, work
 
     pipe.save_pretrained(tmp_path / "first", safe_serialization=True)
     config = TrainingConfig(
@@ -276,7 +276,7 @@ def test_training_can_begin_with_another_pipeline(tmp_path: Path, pipe):
 
 needs_weights = pytest.mark.skipif(
     not (PACKAGED / "model_index.json").is_file(),
-    reason="the mini model is not trained yet: scripts/train_mini.sh, then copy DIR/model to mp_hooks/mini/model",
+    reason="the mini model is not trained yet: scripts/train_mini.sh, then copy DIR/model to mp_hooks/lab/mini/model",
 )
 
 
@@ -316,7 +316,9 @@ def test_latents_of_clips_are_of_unit_variance(trained):
 def test_what_is_predicted_of_one_clip_is_never_parted(tmp_path: Path):
     from mp_hooks.discriminator.data import find_clips
 
-    assert judge.main(["--out", str(tmp_path), "--clips", "8", "--fake-from", "trace", "--steps", "8", "19"]) == 0
+    assert (
+        discriminator.main(["--out", str(tmp_path), "--clips", "8", "--fake-from", "trace", "--steps", "8", "19"]) == 0
+    )
     for name in ("real", "sampled"):
         clips = find_clips(tmp_path / name, real=name == "real")
         assert {clip.source for clip in clips} == {name}

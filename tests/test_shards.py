@@ -227,7 +227,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     assert main([*train, *flow, "--out", str(tmp_path / "one")]) == 0
     result = torchrun(*train, *flow, "--out", str(tmp_path / "two"))
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("judge and model card in") == 1
+    assert result.stdout.count("discriminator and model card in") == 1
     one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
     assert one["by_video"]["auc"] > 0.8
     assert two["by_video"]["auc"] == pytest.approx(one["by_video"]["auc"], abs=0.1)

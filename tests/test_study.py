@@ -18,13 +18,13 @@ import pytest
 
 from mp_hooks.cli.main import main
 from mp_hooks.errors import MotionPromptError
-from mp_hooks.metrics import groups_of_folders
-from mp_hooks.mini.clips import clean_clips
-from mp_hooks.study import make, tally
-from mp_hooks.study.ballots import parse_ballot, read_study
-from mp_hooks.study.make import key_file
-from mp_hooks.study.serve import server
-from mp_hooks.study.tally import _agreement, _alpha, _intervals
+from mp_hooks.lab.metrics import groups_of_folders
+from mp_hooks.lab.mini.clips import clean_clips
+from mp_hooks.lab.study import make, tally
+from mp_hooks.lab.study.ballots import parse_ballot, read_study
+from mp_hooks.lab.study.make import key_file
+from mp_hooks.lab.study.serve import server
+from mp_hooks.lab.study.tally import _agreement, _alpha, _intervals
 from mp_hooks.video import as_frames, read_frames, write_video
 
 PAIRS, CHECKS = 4, 2

@@ -14,7 +14,7 @@ import pytest
 
 from mp_hooks.cli.main import main
 from mp_hooks.errors import MotionPromptError
-from mp_hooks.sweep import Spec, read_spec, run
+from mp_hooks.lab.experiments.sweep import Spec, read_spec, run
 
 for library in ("scipy", "jinja2"):
     pytest.importorskip(library)

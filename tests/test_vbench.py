@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from mp_hooks.errors import MotionPromptError
-from mp_hooks.metrics import Measurer, Settings, dynamic_degree, temporal_flickering
-from mp_hooks.metrics.features import CLIP, DINO, consistency, load_clip, load_dino
-from mp_hooks.metrics.temporal import NeighbouringFlow, at_vbench_rate
-from mp_hooks.metrics.vbench import measure_with_vbench, prompt_of
-from mp_hooks.mini.clips import clean_clips
+from mp_hooks.lab.metrics import Measurer, Settings, dynamic_degree, temporal_flickering
+from mp_hooks.lab.metrics.features import CLIP, DINO, consistency, load_clip, load_dino
+from mp_hooks.lab.metrics.temporal import NeighbouringFlow, at_vbench_rate
+from mp_hooks.lab.metrics.vbench import measure_with_vbench, prompt_of
+from mp_hooks.lab.mini.clips import clean_clips
 from mp_hooks.video import as_frames, read_frames, write_video
 
 
@@ -71,9 +71,9 @@ def test_dynamic_degree_is_vbenchs_own_rule_given_the_flow() -> None:
         frames = int(torch.randint(2, 20, (), generator=generator))
         speed = 2.5 * torch.rand(frames - 1, 1, 1, 1, generator=generator)
         flow = speed * torch.randn(frames - 1, 2, 64, 72, generator=generator)
-        judge = theirs.__new__(theirs)  # without its RAFT
-        judge.set_params(torch.zeros(1, 3, 64, 72), frames)
-        expected = judge.check_move([judge.get_score(torch.zeros(1, 3, 64, 72), field[None]) for field in flow])
+        measure = theirs.__new__(theirs)  # without its RAFT
+        measure.set_params(torch.zeros(1, 3, 64, 72), frames)
+        expected = measure.check_move([measure.get_score(torch.zeros(1, 3, 64, 72), field[None]) for field in flow])
         assert dynamic_degree(NeighbouringFlow(flow, -flow)) == expected
         outcomes.add(expected)
     assert outcomes == {True, False}

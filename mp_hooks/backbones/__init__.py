@@ -11,15 +11,15 @@ from mp_hooks.errors import MotionPromptError, unknown_name
 
 if TYPE_CHECKING:
     from mp_hooks.backbones.base import Adapter
-    from mp_hooks.backbones.samplings import Samplings
+    from mp_hooks.backbones.resume import Samplings
     from mp_hooks.guidance import MotionPrompt, MotionPromptConfig
 
 # name -> "module:class"; order matters where one host could be taken for another
 BACKBONES = {
     "videocrafter2": "mp_hooks.backbones.lvdm.videocrafter:VideoCrafter",
     "dynamicrafter": "mp_hooks.backbones.lvdm.dynamicrafter:DynamiCrafter",
-    "lavie": "mp_hooks.backbones.lavie:LaVie",
-    "animatediff": "mp_hooks.backbones.animatediff:AnimateDiff",
+    "lavie": "mp_hooks.backbones.inflated.lavie:LaVie",
+    "animatediff": "mp_hooks.backbones.inflated.animatediff:AnimateDiff",
     "diffusers-animatediff": "mp_hooks.backbones.diffusers.animatediff:AnimateDiff",
     "diffusers-text-to-video-sd": "mp_hooks.backbones.diffusers.text_to_video_sd:TextToVideoSD",
     "diffusers-cogvideox": "mp_hooks.backbones.diffusers.cogvideox:CogVideoX",
@@ -53,7 +53,7 @@ def adapter_for(host: Any) -> Adapter:
 def apply_patch(host: Any, config: MotionPromptConfig | None = None) -> None:
     """Guide every sampling of `host` (a model or pipeline) from now on. Applying again replaces the first patch.
 
-    Raises MotionPromptError where the host is unknown or a site is missing, or judge or flow cannot be loaded.
+    Raises MotionPromptError where the host is unknown or a site is missing, or discriminator or flow cannot be loaded.
     """
     from mp_hooks.guidance import MotionPrompt, MotionPromptConfig
 

@@ -20,7 +20,7 @@ from mp_hooks.guidance.method import is_out_of_memory, rng_rewind
 from mp_hooks.guidance.tokens import TextInput
 
 if TYPE_CHECKING:
-    from mp_hooks.backbones.samplings import Samplings
+    from mp_hooks.backbones.resume import Samplings
 
 Site = tuple[Any, str]  # an object or class, and the name of its function to wrap
 

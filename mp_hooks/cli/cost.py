@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from mp_hooks.cli.arguments import positive
 
 if TYPE_CHECKING:
-    from mp_hooks.cost import Cost, Count
     from mp_hooks.guidance import MotionPromptConfig
+    from mp_hooks.lab.cost import Cost, Count
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -38,11 +38,11 @@ def _cost(args: argparse.Namespace) -> int:
     import warnings
     from dataclasses import replace
 
-    from mp_hooks import mini
     from mp_hooks.backbones.checkpointing import POLICIES
     from mp_hooks.config import config_from_flags
-    from mp_hooks.cost import cost, full_size
     from mp_hooks.errors import MotionPromptError
+    from mp_hooks.lab import mini
+    from mp_hooks.lab.cost import cost, full_size
 
     if args.name == "mini":
         args.mp_config = args.mp_config or mini.GUIDANCE
@@ -72,8 +72,8 @@ def _cost(args: argparse.Namespace) -> int:
 def _measure(config: MotionPromptConfig, rounds: int, clips: int) -> None:
     from statistics import median
 
-    from mp_hooks.cost.measuring import measure, operations
-    from mp_hooks.mini.arms import BASELINE, GUIDED
+    from mp_hooks.lab.cost.measuring import measure, operations
+    from mp_hooks.lab.experiments.methods import BASELINE, GUIDED
 
     def shown(values: list[float]) -> str:
         return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
@@ -90,7 +90,7 @@ def _measure(config: MotionPromptConfig, rounds: int, clips: int) -> None:
 
 
 def _tradeoff(args: argparse.Namespace) -> int:
-    from mp_hooks.cost.tradeoff import GAINS, draw, points
+    from mp_hooks.lab.experiments.tradeoff import GAINS, draw, points
 
     found = points(args.out)
     print(f"{'arm':14}{'FLOPs':>8}{'peak':>8}" + "".join(f"{name + ', mean [95 %]':>36}{'kept':>22}" for name in GAINS))
@@ -107,7 +107,7 @@ def _tradeoff(args: argparse.Namespace) -> int:
 
 
 def _show(what: str, count: Count) -> None:
-    from mp_hooks.cost import PARTS
+    from mp_hooks.lab.cost import PARTS
 
     parts = [part for part in PARTS if count.flops.get(part)]
     print(f"\n{what + ':':42}{_tera(count.total):>8} TFLOP {_gibi(count.peak):>10} GiB at its peak")

@@ -1,4 +1,4 @@
-"""`motionprompt discriminator`: train, evaluate and examine judges of optical flow."""
+"""`motionprompt discriminator`: train, evaluate and examine discriminators of optical flow."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 def register(subparsers: argparse._SubParsersAction) -> None:
     """Add `discriminator train | eval | confounds | cross | pairs` to the command line."""
-    parser = subparsers.add_parser("discriminator", help="train and evaluate judges of optical flow")
+    parser = subparsers.add_parser("discriminator", help="train and evaluate discriminators of optical flow")
     commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
-    train = commands.add_parser("train", help="train a judge from two folders of videos or of their flow")
+    train = commands.add_parser("train", help="train a discriminator from two folders of videos or of their flow")
     _add_videos(train)
-    train.add_argument("--out", type=Path, required=True, help="folder for the judge, its card, report and checkpoints")
+    train.add_argument("--out", type=Path, required=True, help="its folder, with card, report and checkpoints")
     train.add_argument("--resume", action="store_true", help="continue the run in --out")
     train.add_argument("--by-source", action="store_true", help="also train with each generated source left out")
     _add_training(train)
     train.set_defaults(run=_train)
 
-    evaluate = commands.add_parser("eval", help="accuracy and AUC of a judge on two folders of videos")
+    evaluate = commands.add_parser("eval", help="accuracy and AUC of a discriminator on two folders of videos")
     evaluate.add_argument(
-        "model", type=Path, metavar="MODEL", help="folder of the judge, OWNER/NAME on the hub, or 'default'"
+        "model", type=Path, metavar="MODEL", help="folder of the discriminator, OWNER/NAME on the hub, or 'default'"
     )
     _add_videos(evaluate)
     _add_flow(evaluate)
@@ -40,7 +40,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         help="only what training with --seed on these videos holds out; against the floor",
     )
     evaluate.add_argument(
-        "--calibrated", type=Path, metavar="DIR", help="also write the judge there, at the temperature that fits best"
+        "--calibrated", type=Path, metavar="DIR", help="also write it there, at the temperature that fits best"
     )
     evaluate.set_defaults(run=_evaluate)
 
@@ -50,15 +50,15 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     _add_training(confounds)
     confounds.set_defaults(run=_confounds)
 
-    cross = commands.add_parser("cross", help="judges trained on each generated source, tested on every other")
+    cross = commands.add_parser("cross", help="discriminators trained on each generated source, tested on every other")
     _add_videos(cross)
     cross.add_argument("--out", type=Path, required=True, help="folder for the table, its drawing and the flow")
     _add_training(cross)
     cross.set_defaults(run=_cross)
 
-    pairs = commands.add_parser("pairs", help="how often a judge prefers a published result over its baseline")
+    pairs = commands.add_parser("pairs", help="how often a discriminator prefers a published result over its baseline")
     pairs.add_argument(
-        "model", type=Path, metavar="MODEL", help="folder of the judge, OWNER/NAME on the hub, or 'default'"
+        "model", type=Path, metavar="MODEL", help="folder of the discriminator, OWNER/NAME on the hub, or 'default'"
     )
     pairs.add_argument(
         "--videos", type=Path, required=True, metavar="DIR", help="videos with pairs in INDEX.tsv, or their flow"
@@ -179,7 +179,7 @@ def _train(args: argparse.Namespace) -> int:
         print(f"the rigidity of the flow alone: {Gain(**report['gain_by_source_rigidity'])}")
     print(f"before calibration, {Usefulness(**report['uncalibrated'])}")
     print(f"at temperature {report['temperature']:.2f}, {Usefulness(**report['usefulness'])}")
-    print(f"judge and model card in {args.out}")
+    print(f"discriminator and model card in {args.out}")
     return 0
 
 
@@ -191,7 +191,7 @@ def _load(model: Path) -> FlowDiscriminator:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from mp_hooks.discriminator.data import settings_of, split_by_video
-    from mp_hooks.discriminator.evaluation import calibrate, gain, judge, right_by, score, trivial_floor, usefulness
+    from mp_hooks.discriminator.evaluation import calibrate, gain, logits_of, right_by, score, trivial_floor, usefulness
     from mp_hooks.discriminator.shards import gather
 
     model = _load(args.model)
@@ -201,13 +201,13 @@ def _evaluate(args: argparse.Namespace) -> int:
     if args.held_out:
         seen, unseen = (data.of_clips(part) for part in split_by_video(data.clips, args.seed))
         data, floor = unseen, trivial_floor(seen, unseen)
-    logits = judge(model, data.flow)
+    logits = logits_of(model, data.flow)
     print(score(logits, data))
     if args.held_out:
         print(f"regression on mean flow and total variation: {score(floor, data)}")
-        print(f"judge: {gain([(logits, floor, data)])}")
+        print(f"discriminator: {gain([(logits, floor, data)])}")
     for name, share in right_by([clip.source for clip in data.clips], logits, data).items():
-        print(f"  {name}: {share:.3f} of the fields judged right")
+        print(f"  {name}: {share:.3f} of the fields classified right")
     print(usefulness(model, data))
     if args.calibrated:
         print(f"at temperature {calibrate(model, data):.2f}, {usefulness(model, data)}")
@@ -216,8 +216,8 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _cross(args: argparse.Namespace) -> int:
-    from mp_hooks.discriminator.cross import cross_generators
     from mp_hooks.discriminator.shards import gather
+    from mp_hooks.lab.experiments.cross import cross_generators
 
     given = _configurations(args)
     cache = args.out / "flow"
@@ -230,8 +230,8 @@ def _cross(args: argparse.Namespace) -> int:
 
 def _pairs(args: argparse.Namespace) -> int:
     from mp_hooks.discriminator.data import settings_of
-    from mp_hooks.discriminator.pairs import preferences, unpaired
     from mp_hooks.discriminator.shards import flow_of, is_shards
+    from mp_hooks.lab.experiments.published_pairs import preferences, unpaired
 
     model = _load(args.model)
     settings = replace(settings_of(model.config), pairs_per_clip=args.pairs, seed=args.seed)
@@ -245,7 +245,7 @@ def _pairs(args: argparse.Namespace) -> int:
 
 
 def _confounds(args: argparse.Namespace) -> int:
-    from mp_hooks.discriminator.confounds import measure_confounds
+    from mp_hooks.lab.experiments.confounds import measure_confounds
 
     print(measure_confounds(args.real, args.fake, args.out, **_configurations(args)))
     return 0

@@ -25,7 +25,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 def _drift(args: argparse.Namespace) -> int:
     from mp_hooks.errors import MotionPromptError
     from mp_hooks.files import replacing
-    from mp_hooks.report.drift import drift, drift_plot
+    from mp_hooks.lab.report.drift import drift, drift_plot
 
     if args.clips < 1:
         raise MotionPromptError(f"--clips is {args.clips}; it must be at least 1")

@@ -32,8 +32,8 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from mp_hooks.errors import MotionPromptError
-    from mp_hooks.metrics import Settings, evaluate, groups_of_folders, groups_of_suffixes
-    from mp_hooks.report.evaluation import notes, write_evaluation, write_tables
+    from mp_hooks.lab.metrics import Settings, evaluate, groups_of_folders, groups_of_suffixes
+    from mp_hooks.lab.report.evaluation import notes, write_evaluation, write_tables
 
     if args.shown < 0:
         raise MotionPromptError(f"--shown is {args.shown}; it must be at least 0")

@@ -1,4 +1,4 @@
-"""`motionprompt flow`: measure the estimators on known motion, draw flow, and extract it for training judges."""
+"""`motionprompt flow`: measure the estimators on known motion, draw flow, extract it for training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     draw.add_argument("--flow-weights", type=Path, metavar="FILE", help="weights of the flow estimator")
     draw.set_defaults(run=_draw)
 
-    extract = commands.add_parser("extract", help="flow of many videos as WebDataset shards, for training judges")
+    extract = commands.add_parser("extract", help="flow of many videos as WebDataset shards, to train on")
     extract.add_argument("--videos", type=Path, required=True, metavar="DIR|LIST", help="a folder, or a file of paths")
     extract.add_argument("--out", type=Path, required=True, metavar="SHARDS", help="a run there is continued")
     extract.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="leave out (repeatable)")
@@ -46,7 +46,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 def _bench(args: argparse.Namespace) -> int:
     from mp_hooks.errors import MotionPromptError
     from mp_hooks.flow import load_flow
-    from mp_hooks.flow.benchmark import KINDS, farneback, known_pairs, measure
+    from mp_hooks.lab.experiments.flow_benchmark import KINDS, farneback, known_pairs, measure
 
     pairs = known_pairs(args.videos, args.pairs, args.size, seed=args.seed)
     columns = [*KINDS, "all"]

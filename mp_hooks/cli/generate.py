@@ -41,9 +41,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _generate(args: argparse.Namespace) -> int:
-    from mp_hooks import mini
     from mp_hooks.config import config_from_flags
     from mp_hooks.errors import MotionPromptError
+    from mp_hooks.lab import mini
 
     if args.steps < 1 or args.seeds < 1:
         raise MotionPromptError(f"--steps is {args.steps} and --seeds {args.seeds}; both must be at least 1")
@@ -58,8 +58,8 @@ def _generate(args: argparse.Namespace) -> int:
 
 
 def _for_prompts(args: argparse.Namespace, pipe: object, config: MotionPromptConfig | None) -> int:
-    from mp_hooks import mini
-    from mp_hooks.metrics import temporal_flickering
+    from mp_hooks.lab import mini
+    from mp_hooks.lab.metrics import temporal_flickering
     from mp_hooks.video import as_frames, write_video
 
     if config:
@@ -80,8 +80,8 @@ def _for_file(args: argparse.Namespace, pipe: object, config: MotionPromptConfig
     """Sample this shard's batches, less those that are there; a batch is the same in whatever shard it is."""
     from tqdm import tqdm
 
-    from mp_hooks import mini
     from mp_hooks.errors import MotionPromptError
+    from mp_hooks.lab import mini
     from mp_hooks.video import as_frames, write_video
 
     clips = _clips(args)

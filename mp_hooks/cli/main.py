@@ -12,7 +12,7 @@ from mp_hooks.errors import exits_cleanly
 # Each module has `register(subparsers)`; heavy imports wait until the subcommand runs.
 COMMANDS = [
     "mp_hooks.cli.generate",
-    "mp_hooks.cli.prove",
+    "mp_hooks.cli.compare",
     "mp_hooks.cli.evaluate",
     "mp_hooks.cli.report",
     "mp_hooks.cli.drift",

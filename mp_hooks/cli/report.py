@@ -20,8 +20,8 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def _report(args: argparse.Namespace) -> int:
     from mp_hooks.errors import MotionPromptError
-    from mp_hooks.metrics import Settings
-    from mp_hooks.report.run import write_report
+    from mp_hooks.lab.metrics import Settings
+    from mp_hooks.lab.report.run import write_report
 
     if args.shown < 0:
         raise MotionPromptError(f"--shown is {args.shown}; it must be at least 0")

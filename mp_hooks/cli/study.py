@@ -35,8 +35,8 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def _make(args: argparse.Namespace) -> int:
     from mp_hooks.errors import MotionPromptError
-    from mp_hooks.metrics import groups_of_folders, groups_of_suffixes
-    from mp_hooks.study.make import QUESTION, make
+    from mp_hooks.lab.metrics import groups_of_folders, groups_of_suffixes
+    from mp_hooks.lab.study.make import QUESTION, make
 
     if args.checks < 0:
         raise MotionPromptError(f"--checks is {args.checks}; it must be at least 0")
@@ -49,7 +49,7 @@ def _make(args: argparse.Namespace) -> int:
 
 def _serve(args: argparse.Namespace) -> int:
     from mp_hooks.errors import MotionPromptError
-    from mp_hooks.study.serve import server
+    from mp_hooks.lab.study.serve import server
 
     try:
         running = server(args.site, args.answers, args.host, args.port)
@@ -62,7 +62,7 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _tally(args: argparse.Namespace) -> int:
-    from mp_hooks.study.tally import tally
+    from mp_hooks.lab.study.tally import tally
 
     result = tally(args.key, args.answers)
     print(result.table().text())

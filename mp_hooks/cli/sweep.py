@@ -20,9 +20,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    from mp_hooks.report.evaluation import differences, headline, versions, write_tables
-    from mp_hooks.report.page import write_page
-    from mp_hooks.sweep import read_spec, run
+    from mp_hooks.lab.experiments.sweep import read_spec, run
+    from mp_hooks.lab.report.evaluation import differences, headline, versions, write_tables
+    from mp_hooks.lab.report.page import write_page
 
     spec = read_spec(args.spec)
     out = args.out or Path("runs") / args.spec.stem

@@ -1,4 +1,4 @@
-"""The flow discriminator: model, data, training, evaluation, and the judge packaged with mp_hooks."""
+"""The flow discriminator: model, data, training, evaluation, and the discriminator packaged with mp_hooks."""
 
 from pathlib import Path
 
@@ -8,5 +8,5 @@ __all__ = ["DiscriminatorConfig", "FlowDiscriminator", "default_discriminator"]
 
 
 def default_discriminator() -> Path:
-    """The folder of the judge packaged with mp_hooks, for `FlowDiscriminator.from_pretrained`."""
+    """The folder of the discriminator packaged with mp_hooks, for `FlowDiscriminator.from_pretrained`."""
     return Path(__file__).parent / "default"

@@ -1,4 +1,4 @@
-"""The model card a judge carries: what it saw, how well it does, what it must not be trusted with."""
+"""The model card a discriminator carries: what it saw, how well it does, what it must not be trusted with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CARD_FILE = "README.md"
 
 
 def write_card(folder: Path, config: DiscriminatorConfig, data: FlowData, report: dict) -> None:
-    """Write README.md beside a judge, from its configuration, data and report."""
+    """Write README.md beside a discriminator, from its configuration, data and report."""
     by_source = "".join(
         f"| {name} left out | {_score(score)} |\n| {name} left out, regression | {_score(floor)} |\n"
         for (name, score), floor in zip(
@@ -28,7 +28,7 @@ def write_card(folder: Path, config: DiscriminatorConfig, data: FlowData, report
         path.write_text(
             f"""# Flow discriminator
 
-Says how much an optical-flow field looks like that of real video: phi = sigmoid(logit). It serves as the judge in
+Says how much an optical-flow field looks like that of real video: phi = sigmoid(logit). It serves
 MotionPrompt guidance; it is not a detector of generated video.
 
 - Backbone `{config.backbone}`, input {config.image_size}x{config.image_size}, flow normalisation `{config.normalise}`\
@@ -44,13 +44,13 @@ borders and of pairs without motion.
 | class | source | clips | licence |
 |---|---|---|---|
 {_sources(data)}
-Where a licence allows research only, or is not stated, the judge trained on the clips is for research.
+Where a licence allows research only, or is not stated, the discriminator trained on the clips is for research.
 
 ## Held-out results
 AUC with its 95 % interval, bootstrapped over clips. "Regression" is a logistic regression on two trivial numbers, mean
-flow and total variation; "scale-free" leaves it only their ratio, since a judge of `magnitude` normalisation does not
-see how far things move. "Left out" splits by source: the judge never saw that generator, and the real clips it is
-tested on are those of every collection but the largest.
+flow and total variation; "scale-free" leaves it only their ratio, since a discriminator of `magnitude`
+normalisation does not see how far things move. "Left out" splits by source: the discriminator never saw that
+generator, and the real clips it is tested on are those of every collection but the largest.
 
 | split | AUC per flow field | AUC per clip | balanced accuracy |
 |---|---|---|---|
@@ -70,7 +70,7 @@ The logits were divided by {report["temperature"]:.2f}, the temperature of least
 
 ## Limits
 Few clips, and most real ones from one collection: content and camera work of that collection are part of what it
-learned. Generated clips come from the sources above only. It judges motion between two frames, not appearance, and
+learned. Generated clips come from the sources above only. It looks at motion between two frames, not appearance, and
 fields, not clips. A high phi does not mean that a video is real or good.
 """
         )

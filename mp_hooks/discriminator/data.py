@@ -57,7 +57,7 @@ class FlowSettings:
 
 
 def settings_of(config: DiscriminatorConfig) -> FlowSettings:
-    """The flow a judge of this configuration is trained on and asked about."""
+    """The flow a discriminator of this configuration is trained on and asked about."""
     return FlowSettings(
         flow_size=config.flow_size,
         stored_size=min(config.image_size, config.flow_size),

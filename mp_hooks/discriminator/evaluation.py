@@ -1,4 +1,4 @@
-"""How well a judge tells real flow from generated flow, with honest intervals, a floor, and its gradient."""
+"""How well a discriminator tells real flow from generated flow, with honest intervals, a floor, and its gradient."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def auc(scores: Tensor, real: Tensor) -> float:
 
 
 def score(logits: Tensor, data: FlowData) -> Score:
-    """Judge logits [n] against the truth in `data`.
+    """Discriminator logits [n] against the truth in `data`.
 
     Intervals are bootstrapped over clips within each class: fields of one clip are not independent.
     """
@@ -85,14 +85,14 @@ class Gain:
 
 
 def gain(tests: Sequence[tuple[Tensor, Tensor, FlowData]]) -> Gain:
-    """Mean over held-out sets, each (logits of the judge, logits of the floor, data), of the difference in AUC.
+    """Mean over held-out sets, each (logits of the discriminator, logits of the floor, data), of the difference in AUC.
 
-    Both are judged on the same resampled clips, and sets with the same real clips on the same resample of these.
+    Both are measured on the same resampled clips, and sets with the same real clips on the same resample of these.
     """
     means, resampled = [], []
-    for judged, floor, data in tests:
-        means.append(auc(judged, data.real) - auc(floor, data.real))
-        both = (_resampled_auc(logits, data.real, data.clip) for logits in (judged, floor))
+    for logits, floor, data in tests:
+        means.append(auc(logits, data.real) - auc(floor, data.real))
+        both = (_resampled_auc(values, data.real, data.clip) for values in (logits, floor))
         resampled.append(next(both) - next(both))
     return Gain(sum(means) / len(means), *_interval(torch.stack(resampled).mean(0)))
 
@@ -128,7 +128,7 @@ def _interval(values: Tensor) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def judge(model: FlowDiscriminator, flow: Tensor) -> Tensor:
+def logits_of(model: FlowDiscriminator, flow: Tensor) -> Tensor:
     """Logits [n] of flow fields [n, 2, s, s] (any float type), in batches, in eval mode."""
     was_training = model.training
     model.eval()
@@ -146,10 +146,10 @@ def trivial_statistics(flow: Tensor) -> Tensor:
 
 
 def trivial_floor(train: FlowData, held_out: FlowData, scale_free: bool = False) -> Tensor:
-    """Logits [n] on `held_out` of a logistic regression on `trivial_statistics`: what a judge must beat.
+    """Logits [n] on `held_out` of a logistic regression on `trivial_statistics`: what a discriminator must beat.
 
-    `scale_free` leaves it only their difference, variation per length: what a judge that does not see how far things
-    move is to be held against.
+    `scale_free` leaves it only their difference, variation per length: what to hold a discriminator against
+    that does not see how far things move.
     """
 
     def features(flow: Tensor) -> Tensor:
@@ -177,7 +177,7 @@ def trivial_floor(train: FlowData, held_out: FlowData, scale_free: bool = False)
 def rigidity(flow: Tensor) -> Tensor:
     """[n], higher for real flow: minus the mean logarithm of the slope of a field in units of its RMS.
 
-    One number that nothing is fitted to, and that a judge should beat as well.
+    One number that nothing is fitted to, and that a discriminator should beat as well.
     """
     return -log_slope(in_units_of_rms(flow.float() / flow.shape[-1])).mean(dim=(1, 2, 3))
 
@@ -190,7 +190,7 @@ def class_weights(real: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Usefulness:
-    """What guidance gets from a judge on generated flow: phi's quantiles and the gradient of its loss."""
+    """What guidance gets from a discriminator on generated flow: phi's quantiles and the gradient of its loss."""
 
     phi_05: float
     phi_50: float
@@ -220,12 +220,12 @@ def usefulness(model: FlowDiscriminator, data: FlowData) -> Usefulness:
 
 
 def calibrate(model: FlowDiscriminator, data: FlowData) -> float:
-    """Divide the judge's logits by one temperature, that of least cross-entropy on clips it was not trained on.
+    """Divide the discriminator's logits by one temperature, that of least cross-entropy on clips it was not trained on.
 
     Neither the order of fields nor phi = 0.5 moves, so AUC and accuracy on the same clips stay honest; phi comes off
     0 and 1, where guidance has no gradient. Returns the temperature (Guo et al., ICML 2017).
     """
-    logits, real = judge(model, data.flow), data.real
+    logits, real = logits_of(model, data.flow), data.real
     weight = class_weights(real)
     losses = torch.stack([F.binary_cross_entropy_with_logits(logits / t, real, weight) for t in TEMPERATURES])
     temperature = TEMPERATURES[int(losses.argmin())].item()
@@ -236,7 +236,7 @@ def calibrate(model: FlowDiscriminator, data: FlowData) -> float:
 
 
 def right_by(names: Sequence[str], logits: Tensor, data: FlowData) -> dict[str, float]:
-    """Share of fields judged right, for every name of the clips' `names` (a source, a container, ...)."""
+    """Share of fields classified right, for every name of the clips' `names` (a source, a container, ...)."""
     right = (logits > 0) == (data.real > 0.5)
     owner = [names[number] for number in data.clip.tolist()]
     return {

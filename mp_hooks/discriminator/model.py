@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from mp_hooks.errors import MotionPromptError, unknown_name
 from mp_hooks.files import replacing
 
-LARGEST = 1024  # any size a judge may have
+LARGEST = 1024  # any size a discriminator may have
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"}
@@ -35,7 +35,7 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """What it takes to rebuild a judge and to feed it the flow it was trained on."""
+    """What it takes to rebuild a discriminator and to feed it the flow it was trained on."""
 
     backbone: str = "small"  # "small", or "timm:NAME" for one of timm's ViTs
     image_size: int = 64  # side of the square the ViT sees
@@ -97,7 +97,7 @@ class FlowDiscriminator(nn.Module):
     def forward(self, flow: Tensor) -> Tensor:
         """Logits [b] of phi for flow [b, 2, h, w] in pixels of its own grid; differentiable in flow.
 
-        Of a field that is not square the centre square is judged, since training saw squares only.
+        Of a field that is not square the centre square is looked at, since training saw squares only.
         Computes in the parameters' type, whatever autocast says, except in training.
         """
         if flow.ndim != 4 or flow.shape[1] != 2:
@@ -248,7 +248,7 @@ def _is_hub_name(folder: str | Path) -> bool:
 
 
 def _downloaded(name: str) -> Path:
-    """The folder a judge on the hub was downloaded to: its configuration and safetensors, nothing else."""
+    """The folder a discriminator on the hub was downloaded to: its configuration and safetensors, nothing else."""
     try:
         hub = importlib.import_module("huggingface_hub")
     except ImportError as error:
@@ -257,7 +257,7 @@ def _downloaded(name: str) -> Path:
         ) from error
     try:
         return Path(hub.snapshot_download(name, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
-    except Exception as error:  # the hub raises many kinds; each means that the judge cannot be had
+    except Exception as error:  # the hub raises many kinds; each means that the discriminator cannot be had
         raise MotionPromptError(
             f"there is no folder {name}, and the hub does not give it ({type(error).__name__}); check the name"
         ) from error
@@ -291,7 +291,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     if not path.is_file():
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
         hint = f"{pickles[0]} is a pickle, which is never read; " if pickles else ""
-        raise MotionPromptError(f"{path} is missing; {hint}save the judge with save_pretrained")
+        raise MotionPromptError(f"{path} is missing; {hint}save the discriminator with save_pretrained")
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:

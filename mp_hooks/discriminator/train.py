@@ -36,7 +36,7 @@ from mp_hooks.discriminator.evaluation import (
     calibrate,
     class_weights,
     gain,
-    judge,
+    logits_of,
     right_by,
     rigidity,
     score,
@@ -61,7 +61,7 @@ class TrainingConfig:
     batch: int = 64
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
-    label_smoothing: float = 0.1  # phi aims at 0.1 and 0.9: a judge that is sure gives guidance no gradient
+    label_smoothing: float = 0.1  # phi aims at 0.1 and 0.9: a discriminator that is sure gives guidance no gradient
     noise: float = 0.1  # of a field's RMS, added while training
     turn: float = 0.0  # fields are turned by up to this many degrees either way
     zoom: float = 1.0  # and enlarged by up to this factor
@@ -71,7 +71,7 @@ class TrainingConfig:
 
 
 class Training(pl.LightningModule):
-    """The judge with its loss, augmentation and schedule.
+    """The discriminator with its loss, augmentation and schedule.
 
     Every epoch's order and every step's augmentation has its own seed, so that a resumed run does what an unbroken one
     does.
@@ -99,7 +99,7 @@ class Training(pl.LightningModule):
         return loss
 
     def on_train_epoch_end(self) -> None:
-        logits = judge(self.model, self.held_out.flow.to(self.device)).cpu()
+        logits = logits_of(self.model, self.held_out.flow.to(self.device)).cpu()
         area = auc(logits, self.held_out.real)
         self.log("held_out_auc", area, prog_bar=True)
         if self.config.patience and area > self.best["auc"]:
@@ -184,12 +184,12 @@ def fit(
     folder: Path | None = None,
     pretrained: bool | str | Path = False,
 ) -> FlowDiscriminator:
-    """Train on the clips `train` of `data`; returns the judge of the last epoch, in eval mode.
+    """Train on the clips `train` of `data`; returns the discriminator of the last epoch, in eval mode.
 
     With a `folder`, each epoch leaves a checkpoint there, from which the next call continues, and curves for
     TensorBoard where that is installed. The held-out clips are only watched: no epoch is chosen by them. With
     `patience`, a fifth of the training clips is watched in their place, and the best epoch by these is returned. Under
-    torchrun all processes train one judge.
+    torchrun all processes train one discriminator.
     """
     watched = held_out
     if training.patience:
@@ -240,9 +240,9 @@ def train(
     by_source: bool = False,
     resume: bool = False,
 ) -> dict:
-    """Train a judge from two folders of videos, or of their flow, into `out`; returns the report.
+    """Train a discriminator from two folders of videos, or of their flow, into `out`; returns the report.
 
-    Writes config.json and model.safetensors (the judge), README.md (its card), report.json, train.json
+    Writes config.json and model.safetensors (the discriminator), README.md (its card), report.json, train.json
     (settings, versions), the flow and the checkpoints. `by_source` also trains once for each generated source
     left out and reports the AUC on it. Raises MotionPromptError for folders that cannot be used.
     """
@@ -265,7 +265,7 @@ def train(
     seen, held_out = data.of_clips(train_clips), data.of_clips(held_out_clips)
     before = usefulness(model, held_out)
     temperature = calibrate(model, held_out)
-    logits, floor = judge(model, held_out.flow), trivial_floor(seen, held_out)
+    logits, floor = logits_of(model, held_out.flow), trivial_floor(seen, held_out)
     report = {
         "clips": {"train": len(train_clips), "held_out": len(held_out_clips)},
         "by_video": asdict(score(logits, held_out)),
@@ -279,7 +279,7 @@ def train(
     }
     if by_source:
         tests = dict(leave_sources_out(data, config, training, pretrained))
-        report["by_source"] = {name: asdict(score(judged, unseen)) for name, (judged, _, unseen) in tests.items()}
+        report["by_source"] = {name: asdict(score(logits, unseen)) for name, (logits, _, unseen) in tests.items()}
         report["by_source_floor"] = {name: asdict(score(floor, unseen)) for name, (_, floor, unseen) in tests.items()}
         report["gain_by_source"] = asdict(gain(list(tests.values())))
         rigid = [(rigidity(unseen.flow), floor, unseen) for _, floor, unseen in tests.values()]
@@ -295,12 +295,12 @@ def train(
 def leave_sources_out(
     data: FlowData, config: DiscriminatorConfig, training: TrainingConfig, pretrained: bool | str | Path = False
 ) -> Iterator[tuple[str, tuple[Tensor, Tensor, FlowData]]]:
-    """(source, (logits of a judge, logits of the trivial floor, data)) for each generated source left out in turn."""
+    """(source, (logits of a discriminator, of the trivial floor, data)) with each generated source left out in turn."""
     for name, train_clips, held_out_clips in splits_by_source(data.clips):
         tqdm.write(f"training without {name}")
         model = fit(data, train_clips, held_out_clips, config, training, pretrained=pretrained)
         held_out = data.of_clips(held_out_clips)
-        yield name, (judge(model, held_out.flow), trivial_floor(data.of_clips(train_clips), held_out), held_out)
+        yield name, (logits_of(model, held_out.flow), trivial_floor(data.of_clips(train_clips), held_out), held_out)
 
 
 def _tensorboard(folder: Path | None) -> TensorBoardLogger | bool:

@@ -109,15 +109,15 @@ class Host(Protocol):
 
 
 class MotionPrompt:
-    """The method with its judge and flow estimator loaded once, good for any number of runs."""
+    """The method with its discriminator and flow estimator loaded once, good for any number of runs."""
 
     run_type: ClassVar[type[Run]]  # how a run moves its tokens
 
     def __init__(self, config: MotionPromptConfig) -> None:
         """Load what the configuration names; raises MotionPromptError where that cannot be had."""
         self.config = config
-        judge = FlowDiscriminator.from_pretrained(config.discriminator or default_discriminator())
-        trained_with = judge.config.flow
+        discriminator = FlowDiscriminator.from_pretrained(config.discriminator or default_discriminator())
+        trained_with = discriminator.config.flow
         flow = load_flow(config.flow or trained_with, config.flow_weights)
         if flow.name != trained_with:
             warnings.warn(
@@ -125,7 +125,7 @@ class MotionPrompt:
                 stacklevel=2,
             )
         weights = (config.lambda_disc, config.lambda_tv, config.lambda_reg, config.lambda_photo)
-        self.objective = Objective(flow, judge, *weights, variation=VARIATIONS[config.variation])
+        self.objective = Objective(flow, discriminator, *weights, variation=VARIATIONS[config.variation])
         self.decoder = TinyDecoder(config.decoder) if config.decoder else None
         self.trace = Trace(config.trace)
         self.loss_scale = config.loss_scale  # what a run learns of it holds for the next

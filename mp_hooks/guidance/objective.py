@@ -80,7 +80,7 @@ class Objective:
     """
 
     flow: FlowEstimator
-    judge: FlowDiscriminator
+    discriminator: FlowDiscriminator
     lambda_disc: float
     lambda_tv: float
     lambda_reg: float
@@ -88,25 +88,25 @@ class Objective:
     variation: Callable[[Tensor], Tensor] = total_variation
 
     def __call__(self, first: Tensor, second: Tensor, tokens: Tensor, initial: Tensor, corner: Tensor) -> Loss:
-        """Loss of frame pairs, computed where the frames are: judge and flow estimator move there.
+        """Loss of frame pairs, computed where the frames are: discriminator and flow estimator move there.
 
         Args:
             first, second: frames [b, p, 3, h, w] in [-1, 1], p pairs a sample.
             tokens, initial: T [b, n, d] and T0 [n, d].
             corner: where each pair's square crop lies along the longer side, in [0, 1], [p].
         """
-        if next(self.judge.parameters()).device != first.device:
-            self.judge.to(first.device)
+        if next(self.discriminator.parameters()).device != first.device:
+            self.discriminator.to(first.device)
             self.flow.to(first.device)
         samples, pairs = first.shape[:2]
-        size = self.judge.config.flow_size
+        size = self.discriminator.config.flow_size
         views = [
             torch.stack([square(frames[:, n], size, place) for n, place in enumerate(corner.tolist())], 1).flatten(0, 1)
             for frames in (first, second)
         ]
         earlier, later = views
         flow = self.flow(earlier, later)
-        logits = self.judge(flow)
+        logits = self.discriminator(flow)
         disc = discriminator_loss(logits).view(samples, pairs).mean(1)
         tv = self.variation(flow).view(samples, pairs).mean(1)
         photo = photometric_error(earlier, later, flow).view(samples, pairs).mean(1)
@@ -119,7 +119,7 @@ class Objective:
 def square(frames: Tensor, size: int, corner: float) -> Tensor:
     """A square of full height or width, resized to `size`: [b, 3, h, w] -> [b, 3, size, size].
 
-    The judge has only seen squares, because aspect ratio alone tells real clips from generated ones.
+    The discriminator has only seen squares, because aspect ratio alone tells real clips from generated ones.
     """
     height, width = frames.shape[-2:]
     side = min(height, width)

@@ -149,10 +149,10 @@ class ConformanceSuite:
         torch.testing.assert_close(untouched, vanilla, rtol=1e-4, atol=1e-4 * float(vanilla.abs().max()))
 
     def test_gradient_is_that_of_finite_differences(self, host: Any) -> None:
-        """Through the real text encoder, denoiser, VAE, flow and judge, along two directions at each guided step."""
+        """Through the real text encoder, denoiser, VAE, flow and discriminator, two directions a guided step."""
         method = Recorder(replace(self.case.config, lambda_tv=1.0), DifferencesRun)
         method.objective.flow.double()
-        method.objective.judge.double()
+        method.objective.discriminator.double()
         with self.case.in_float64(host), patched(host, method):
             self.case.sample(host, self.case.prompts, seed=7)
         slopes = [pair for run in method.runs for pair in run.slopes]

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from mp_hooks.compat import swapped
-from mp_hooks.mini.model import build_tokenizer
 from mp_hooks.testing.case import PROMPTS, HostCase, MissingPackage, require
+from mp_hooks.testing.tokenizer import build_tokenizer
 
 WORDS = sorted({*" ".join(PROMPTS).split(), "authentic", "something", "else"})
 

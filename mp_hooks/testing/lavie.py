@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mp_hooks.backbones.diffusers.inflated import LATENT_SCALE
+from mp_hooks.backbones.inflated.pipeline import LATENT_SCALE
 from mp_hooks.compat import shims, swapped
-from mp_hooks.mini.model import build_tokenizer, write_tokenizer
 from mp_hooks.patching import manifest
 from mp_hooks.testing.case import Command, importable, require
 from mp_hooks.testing.diffusers import WORDS, DiffusersCase, awaken, clip_text_encoder, image_autoencoder
+from mp_hooks.testing.tokenizer import build_tokenizer, write_tokenizer
 
 METHODS = {"DDPMScheduler": "ddpm", "DDIMScheduler": "ddim", "EulerDiscreteScheduler": "eulerdiscrete"}
 SCHEDULE = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "steps_offset": 1}

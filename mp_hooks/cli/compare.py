@@ -1,0 +1,59 @@
+"""`motionprompt prove`: the same prompts and seeds with and without MotionPrompt, and against what it has to beat."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+ARMS = ("baseline", "motionprompt", "paper", "word", "search", "freeinit", "latent")
+CHEAPER = "balanced"  # no arm for 'fast': its tiny decoder does not know the mini model's latents
+
+
+def register(subparsers: argparse._SubParsersAction) -> None:
+    """Add `prove` to the command line."""
+    from mp_hooks.config import add_config_flags
+
+    parser = subparsers.add_parser(
+        "prove", help="paired experiment on the embedded mini model: measures, intervals, a page with the clips"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/prove"), help="a second run goes on in it")
+    parser.add_argument("--prompts", type=int, default=64, help="captions of random scenes (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=2, help="noises a prompt (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of prompts and noises (default: %(default)s)")
+    names = f"of: {', '.join(ARMS)} (default: these), {CHEAPER}"
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), metavar="ARM", help=names)
+    parser.add_argument("--workers", type=int, help="processes of one thread (default: one a core)")
+    parser.add_argument("--measure-flow", default="pyramid", metavar="NAME", help="flow that measures use")
+    parser.add_argument("--measure-flow-weights", metavar="FILE", help="its weights")
+    parser.add_argument("--model", type=Path, metavar="DIR", help="another mini model (default: the packaged one)")
+    parser.add_argument("--shown", type=int, default=6, help="clips on the page (default: %(default)s)")
+    add_config_flags(parser)
+    parser.set_defaults(run=_prove)
+
+
+def _prove(args: argparse.Namespace) -> int:
+    from mp_hooks.config import config_from_flags
+    from mp_hooks.errors import MotionPromptError
+    from mp_hooks.lab import mini
+    from mp_hooks.lab.experiments.methods import BASELINE
+    from mp_hooks.lab.experiments.paired import Experiment, run
+    from mp_hooks.lab.experiments.results import table_text, write_results
+
+    for name in ("prompts", "seeds", "shown"):
+        if getattr(args, name) < 1:
+            raise MotionPromptError(f"--{name} is {getattr(args, name)}; it must be at least 1")
+    args.mp_config = args.mp_config or mini.GUIDANCE
+    arms = list(dict.fromkeys([BASELINE, *args.arms]))
+    experiment = Experiment(
+        model=str(args.model or mini.PACKAGED),
+        seed=args.seed,
+        prompts=args.prompts,
+        seeds=args.seeds,
+        flow=args.measure_flow,
+        flow_weights=args.measure_flow_weights,
+        guidance=mini.guidance(config_from_flags(args)),
+    )
+    results = run(experiment, arms, args.out, args.workers)
+    print(table_text(experiment, results))
+    print(f"clips, flow and plots: {write_results(experiment, results, args.out, args.shown)}")
+    return 0

@@ -1,6 +1,0 @@
-"""What guidance costs a host at its real size: operations and bytes, counted without weights, GPU or time."""
-
-from mp_hooks.cost.algorithm import PARTS, Cost, Count, cost
-from mp_hooks.cost.hosts import FULL_SIZE, FullSize, full_size
-
-__all__ = ["FULL_SIZE", "PARTS", "Cost", "Count", "FullSize", "cost", "full_size"]

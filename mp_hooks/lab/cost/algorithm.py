@@ -1,0 +1,167 @@
+"""The method counted on a host of fake tensors: its own code and the patched host's, and nothing computed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from mp_hooks import backbones
+from mp_hooks.backbones.hooks import Hooks
+from mp_hooks.guidance import MotionPrompt, MotionPromptConfig, Run
+from mp_hooks.guidance.schedule import guided_window
+from mp_hooks.lab.cost.counting import Meter
+from mp_hooks.lab.cost.hosts import FullSize
+
+PARTS = ("denoiser", "text", "decode", "flow", "discriminator")
+
+
+@dataclass(frozen=True)
+class Count:
+    """What one thing costs, by part of the model.
+
+    flops: floating-point operations. peak: most bytes alive at once, weights and inputs left out, and `at_peak` what of
+    them is each part's. saved: bytes that an update's forward pass keeps for its backward pass.
+    """
+
+    flops: Mapping[str, int]
+    peak: int
+    at_peak: Mapping[str, int]
+    saved: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """Operations of all parts."""
+        return sum(self.flops.values())
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The parts of a run of `steps`, of which `guided_steps` are guided.
+
+    text: encoding prompt and negative prompt. plain, guided: a step. decode: the finished clip. weights: bytes of the
+    host's modules, `discriminator` of discriminator and flow estimator.
+    """
+
+    text: Count
+    plain: Count
+    guided: Count
+    decode: Count
+    steps: int
+    guided_steps: int
+    weights: int
+    discriminator: int
+
+    def run_flops(self, guided: bool) -> int:
+        """Operations of a whole run, without guidance or with it."""
+        number = self.guided_steps if guided else 0
+        steps = (self.steps - number) * self.plain.total + number * self.guided.total
+        return self.text.total + steps + self.decode.total
+
+    def step_peak(self, guided: bool) -> int:
+        """Most bytes at once in a step, weights included."""
+        return self.weights + (self.discriminator + self.guided.peak if guided else self.plain.peak)
+
+    def run_peak(self, guided: bool) -> int:
+        """Most bytes at once in a whole run, weights included; decoding the clip counts too."""
+        decode = self.weights + self.decode.peak + (self.discriminator if guided else 0)
+        return max(decode, self.step_peak(False), self.step_peak(guided))
+
+
+def cost(full: FullSize, config: MotionPromptConfig) -> Cost:
+    """Count a step as the host takes it and a guided one, the same calls as in a real run, through the same hooks.
+
+    The unguided step has the lean attention of the guided one, as with xformers; operations are the same without.
+    """
+    method, hooks, lean = _CountedMethod(config), Hooks(), Hooks()
+    adapter = backbones.adapter_for(full.host)
+    adapter.apply(method)
+    adapter.asked = full.asked
+
+    def counted(compute: Callable[[], Any]) -> Count:
+        method.meter, method.saved = Meter(), Counter()
+        with full.mode, method.meter as meter, torch.no_grad():
+            compute()
+        return Count(meter.flops, meter.peak, meter.at_peak, method.saved)
+
+    def step() -> Any:
+        return getattr(*adapter.step_site())(*full.call, **full.options)
+
+    sites = {"encode": "text", "predict_clean": "denoiser", "decode": "decode"}
+    try:
+        for name, part in sites.items():
+            hooks.wrap(adapter, name, method.within(part))
+        for part, module in {"flow": method.objective.flow, "discriminator": method.objective.discriminator}.items():
+            hooks.wrap(module, "forward", method.within(part))
+        if method.decoder:
+            hooks.wrap(method.decoder, "forward", method.within("decode"))
+        with full.mode:
+            run = method.run(adapter, full.prompts)
+            clean = torch.empty(full.latents)
+        text = counted(lambda: [adapter.encode(full.prompts) for _ in range(2)])
+        decode = counted(lambda: adapter.decode(clean, range(full.latents[2])))
+        adapter.attention(lean)
+        plain = counted(step)
+        lean.remove()
+        adapter.current = run  # from here on the patched step is a guided one
+        guided = counted(step)
+    finally:
+        lean.remove()
+        hooks.remove()
+        adapter.remove()
+    return Cost(
+        text=text,
+        plain=plain,
+        guided=guided,
+        decode=decode,
+        steps=full.steps,
+        guided_steps=len(guided_window(full.steps, config.start, config.stop)),
+        weights=_bytes(adapter.modules()),
+        discriminator=_bytes([method.objective.discriminator, method.objective.flow]),
+    )
+
+
+class _CountedRun(Run):
+    """Every step is guided, and no update moves a token: whether fake numbers are finite cannot be told."""
+
+    method: _CountedMethod
+
+    def guides(self, _step: Any) -> bool:
+        return True
+
+    def _loss(self, *args: Any) -> Any:
+        loss = super()._loss(*args)
+        self.method.saved = Counter(self.method.meter.alive)
+        return loss
+
+    def _gradient(self, *args: Any) -> Any:
+        result = super()._gradient(*args)
+        self.method.meter.backward_done()
+        return result
+
+    def accepts(self, _taken: Any) -> bool:
+        return True
+
+    def _move(self, *_args: Any) -> None:
+        pass
+
+    def _record(self, *_args: Any, **_kwargs: Any) -> None:
+        pass
+
+
+class _CountedMethod(MotionPrompt):
+    run_type = _CountedRun
+    meter: Meter
+    saved: Counter[str]
+
+    def within(self, part: str) -> Callable[..., Any]:
+        """A handler that lets the meter of the moment count the wrapped function to a part."""
+        return lambda original, *args, **kwargs: self.meter.within(part, original, *args, **kwargs)
+
+
+def _bytes(modules: Iterable[nn.Module]) -> int:
+    return sum({id(weight): weight.nbytes for module in modules for weight in module.parameters()}.values())

@@ -1,0 +1,38 @@
+"""Measures of a clip's coherence and motion, VBench's and others, and the statistics of paired comparisons."""
+
+from mp_hooks.lab.metrics.evaluation import Evaluation, evaluate, groups_of_folders, groups_of_suffixes
+from mp_hooks.lab.metrics.measures import MEASURES, MISSING, VBENCH, Measure, Measurer, Settings
+from mp_hooks.lab.metrics.paired import Comparison, Kept, compare, gain_kept
+from mp_hooks.lab.metrics.temporal import (
+    dynamic_degree,
+    flow_jerk,
+    flow_length,
+    flow_variation,
+    neighbouring_flow,
+    temporal_flickering,
+    warping_error,
+)
+
+__all__ = [
+    "MEASURES",
+    "MISSING",
+    "VBENCH",
+    "Comparison",
+    "Evaluation",
+    "Kept",
+    "Measure",
+    "Measurer",
+    "Settings",
+    "compare",
+    "dynamic_degree",
+    "evaluate",
+    "flow_jerk",
+    "flow_length",
+    "flow_variation",
+    "gain_kept",
+    "groups_of_folders",
+    "groups_of_suffixes",
+    "neighbouring_flow",
+    "temporal_flickering",
+    "warping_error",
+]

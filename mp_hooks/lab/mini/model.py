@@ -1,0 +1,148 @@
+"""The mini model: an ordinary AnimateDiffPipeline of a few million parameters, its construction and its sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mp_hooks.config import MotionPromptConfig, load_config
+from mp_hooks.errors import MotionPromptError
+from mp_hooks.lab.mini.clips import FRAMES, SIZE, VOCABULARY
+from mp_hooks.testing.tokenizer import build_tokenizer
+
+if TYPE_CHECKING:
+    from diffusers import AnimateDiffPipeline
+
+PACKAGED = Path(__file__).parent / "model"
+DISCRIMINATOR = Path(__file__).parent / "flow_discriminator"  # flow discriminator trained on this model's samples
+GUIDANCE = Path(__file__).parent / "guidance.yaml"
+LATENT_CHANNELS = 8
+LATENT_SIZE = SIZE // 8
+TEXT_WIDTH = 96
+MAX_TOKENS = 24
+GUIDANCE_SCALE = 4.0
+
+
+def build_pipeline() -> AnimateDiffPipeline:
+    """An untrained mini model with random weights (drawn from torch's global generator)."""
+    from diffusers import AnimateDiffPipeline, AutoencoderKL, DDIMScheduler, UNetMotionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    tokenizer = build_tokenizer(VOCABULARY, MAX_TOKENS)
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=4 * TEXT_WIDTH,
+            projection_dim=TEXT_WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 64, 64),
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=8,
+        sample_size=SIZE,
+        # Training folds the latents' mean and deviation into the 1x1 convolutions around them.
+        scaling_factor=1.0,
+    )
+    unet = UNetMotionModel(
+        sample_size=LATENT_SIZE,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        # Text attention at the 4x4 level only: at 8x8 it costs as much as the rest and adds little.
+        down_block_types=("DownBlockMotion", "CrossAttnDownBlockMotion"),
+        up_block_types=("CrossAttnUpBlockMotion", "UpBlockMotion"),
+        block_out_channels=(48, 96),
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=TEXT_WIDTH,
+        num_attention_heads=2,
+        motion_num_attention_heads=2,
+        motion_max_seq_length=16,
+        use_motion_mid_block=True,
+    )
+    scheduler = DDIMScheduler(  # AnimateDiff's own, but for the prediction
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="linear",
+        clip_sample=False,
+        steps_offset=1,
+        timestep_spacing="linspace",
+        prediction_type="v_prediction",
+    )
+    return AnimateDiffPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        motion_adapter=None,
+        scheduler=scheduler,
+    )
+
+
+def load_pipeline(folder: str | Path = PACKAGED) -> AnimateDiffPipeline:
+    """Load the mini model in float32 on the CPU, by default the packaged one; touches no network.
+
+    Raises MotionPromptError when the folder holds no model or diffusers is missing.
+    """
+    try:
+        from diffusers import AnimateDiffPipeline
+    except ImportError as error:
+        raise MotionPromptError("the mini model needs diffusers: pip install 'mp_hooks[diffusers]'") from error
+
+    if not (Path(folder) / "model_index.json").is_file():
+        raise MotionPromptError(f"{folder} holds no mini model; train one with scripts/train_mini.sh --out DIR")
+    pipe = AnimateDiffPipeline.from_pretrained(str(folder), local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def guidance(config: MotionPromptConfig | None = None) -> MotionPromptConfig:
+    """The configuration for guiding the mini model: its own if none is given, and its own discriminator."""
+    config = config or load_config(GUIDANCE)
+    return config if config.discriminator else replace(config, discriminator=str(DISCRIMINATOR))
+
+
+def sample(
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    steps: int = 25,
+    guidance_scale: float = GUIDANCE_SCALE,
+    pipe: AnimateDiffPipeline | None = None,
+    batch: int = 16,
+) -> Tensor:
+    """Sample one clip a prompt through the ordinary pipeline call: videos [b, 3, t, h, w] in [-1, 1].
+
+    seeds gives each clip its own generator, so a clip depends on its prompt and seed, not on its neighbours.
+    """
+    if len(prompts) != len(seeds):
+        raise MotionPromptError(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}")
+    pipe = load_pipeline() if pipe is None else pipe
+    videos = []
+    for start in range(0, len(prompts), batch):
+        frames = pipe(
+            prompt=list(prompts[start : start + batch]),
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch]],
+            num_frames=FRAMES,
+            height=SIZE,
+            width=SIZE,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            output_type="pt",
+        ).frames
+        videos.append(frames.transpose(1, 2).float() * 2 - 1)
+    return torch.cat(videos)

@@ -1,5 +1,0 @@
-"""What people look at: clips side by side, flow in colour, trace plots, one self-contained page."""
-
-from mp_hooks.report.page import write_page
-
-__all__ = ["write_page"]

@@ -1,6 +1,0 @@
-"""A user study of two ways to make the same clips: a static page for blind votes, a small server, the tally."""
-
-from mp_hooks.study.make import make
-from mp_hooks.study.tally import tally
-
-__all__ = ["make", "tally"]
