@@ -74,6 +74,7 @@ class MotionPromptConfig:
     loss_scale: float = _option(2.0**16, "first loss scale when the host runs in float16", at_least=1)
     seed: int | None = _option(None, "seed of the frame pairs; the host's own seed if not given")
     deterministic: bool = _option(False, "torch's deterministic algorithms in guided steps, where it has them")
+    strict: bool = _option(False, "an error, not a warning, where a sampling was not guided")
     trace: str | None = _option(None, "JSON-lines file with a record per iteration")
     progress: bool = _option(True, "show a progress bar that tells guided from plain steps")
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mp_hooks import backbones
 from mp_hooks.compat import swapped
 from mp_hooks.guidance import MotionPrompt, Run, Step
-from mp_hooks.guidance.method import all_finite
+from mp_hooks.guidance.numerics import all_finite
 from mp_hooks.testing import HostCase
 
 VALUES = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf"), "zero": 0.0}
@@ -33,19 +33,19 @@ CALLS = 4  # a place is called about as often in the guided steps of a case
 
 
 class FaultyRun(Run):
-    """Faults strike from the first guided step on, until the host takes a step of its own."""
+    """Faults strike in the guided steps' updates and calls, and not where the host takes a step of its own."""
 
-    def guide(self, step: Step) -> Tensor:
+    def conditioning(self, step: Step) -> Tensor:
         self.method.armed = True
-        return super().guide(step)
+        return super().conditioning(step)
 
-    def guides(self, step: Step) -> bool:
-        self.method.armed = False
-        return super().guides(step)
+    def step(self, step: Step, original: Callable[[], Any]) -> Any:
+        def disarmed() -> Any:
+            self.method.armed = False
+            return original()
 
-    def leave_unguided(self, step: Step, **why: bool) -> None:
         self.method.armed = False
-        super().leave_unguided(step, **why)
+        return super().step(step, disarmed)
 
 
 class FaultyMotionPrompt(MotionPrompt):
@@ -123,7 +123,7 @@ def as_found(host: Any) -> Callable[[], None]:
     parameters = [parameter for module in adapter.modules() for parameter in module.parameters()]
     flags = [parameter.requires_grad for parameter in parameters]
     weights = [parameter.detach().clone() for parameter in parameters]
-    sites = [adapter.run_site(), adapter.step_site(), *adapter.watch()]
+    sites = [adapter.run_site(), adapter.step_site(), *adapter.watch(), *adapter.watch_run()]
     functions = [vars(owner).get(name) for owner, name in sites]
     parts = [part for module in adapter.modules() for part in module.modules()]
     hooks = [(len(part._forward_hooks), len(part._forward_pre_hooks)) for part in parts]

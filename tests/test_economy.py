@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from mp_hooks import backbones
 from mp_hooks.backbones import base
-from mp_hooks.backbones.checkpointing import MARGIN, choose
 from mp_hooks.errors import MotionPromptError
-from mp_hooks.guidance import MotionPrompt, MotionPromptConfig, Run, Step
+from mp_hooks.guidance import MotionPrompt, MotionPromptConfig, Run, Step, memory
+from mp_hooks.guidance.contract import Anchor
 from mp_hooks.guidance.decoder import TinyDecoder
-from mp_hooks.guidance.method import Anchor
+from mp_hooks.guidance.memory import MARGIN, choose
+from mp_hooks.guidance.method import TokenOptimizer
+from mp_hooks.guidance.schedule import Pairs
 from mp_hooks.guidance.trace import read_trace
 from mp_hooks.testing.animatediff import AnimateDiffCase
 from mp_hooks.testing.case import HostCase, MissingPackage
@@ -55,7 +57,7 @@ def case(request: pytest.FixtureRequest) -> Iterator[tuple[HostCase, Any]]:
 class Look(Run):
     """Stops at the first guided step, having looked at it."""
 
-    def guide(self, step: Step) -> Tensor:
+    def conditioning(self, step: Step) -> Tensor:
         self.method.look(self, step)
         raise Seen
 
@@ -82,10 +84,10 @@ def at_a_guided_step(case: HostCase, host: Any, config: MotionPromptConfig, look
 
 def gradient(run: Run, step: Step) -> Tensor:
     """Of one update, with respect to the tokens."""
-    pairs, corner = torch.tensor([[0, 1]]), torch.zeros(1)
+    pairs = Pairs(torch.tensor([[0, 1]]), torch.zeros(1))
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         tokens = run.tokens.detach().requires_grad_()
-        return run._gradient(step, tokens, pairs, corner, 1.0)[1]
+        return run.optimizer.gradient(step, tokens, pairs, 1.0)[1]
 
 
 def test_lean_attention_is_the_hosts_own(case: tuple[HostCase, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,9 +146,13 @@ def test_checkpointing_changes_memory_and_nothing_else(case: tuple[HostCase, Any
 def test_checkpointing_goes_by_the_free_memory(
     case: tuple[HostCase, Any], free: int, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base, "free_memory", lambda _device: free)
+    monkeypatch.setattr(memory, "free_memory", lambda _device: free)
     chosen: list[str] = []
-    at_a_guided_step(*case, case[0].config, lambda run, _step: chosen.extend(run.host._chosen.values()))
+
+    def look(run: Run, step: Step) -> None:
+        chosen.append(run.method.economy.policy(run.host, step, lambda: pytest.fail("it is chosen already")))
+
+    at_a_guided_step(*case, case[0].config, look)
     assert chosen == [expected]
 
 
@@ -167,14 +173,14 @@ def test_the_cheapest_policy_that_fits_is_chosen() -> None:
     assert chosen(0) == "all"
 
 
-def test_an_excerpt_is_the_clip_in_its_frames(case: tuple[HostCase, Any]) -> None:
-    """All frames as an excerpt are the step itself; fewer keep their latents, and gradient reaches the tokens."""
+def test_a_sub_clip_is_the_clip_in_its_frames(case: tuple[HostCase, Any]) -> None:
+    """All frames as a sub-clip are the step itself; fewer keep their latents, and gradient reaches the tokens."""
 
     def look(run: Run, step: Step) -> None:
-        whole = run.host.excerpt(step, range(step.frames))
+        whole = run.host.sub_clip(step, range(step.frames))
         clean = run.host.predict_clean(step, step.conditioning)
         torch.testing.assert_close(run.host.predict_clean(whole, step.conditioning), clean)
-        part = run.host.excerpt(step, range(1, 3))
+        part = run.host.sub_clip(step, range(1, 3))
         assert torch.equal(part.latents, step.latents[:, :, 1:3])
         assert run.host.predict_clean(part, step.conditioning).shape == part.latents.shape
         assert gradient(run, part).flatten(1).norm(dim=1).min() > 0
@@ -187,14 +193,14 @@ def test_an_excerpt_is_the_clip_in_its_frames(case: tuple[HostCase, Any]) -> Non
 def test_what_a_step_came_to_holds_its_prediction(case: tuple[HostCase, Any]) -> None:
     def look(run: Run, step: Step) -> None:
         with torch.random.fork_rng(devices=[]):
-            taken = run.host.take(step, step.conditioning)
+            result = run.host.step_with(step, step.conditioning)
         clean = run.host.predict_clean(step, step.conditioning)
-        torch.testing.assert_close(run.host.predicted(step, taken), clean)
+        torch.testing.assert_close(run.host.clean_in(step, result), clean)
 
     at_a_guided_step(*case, case[0].config, look)
 
 
-def test_an_excerpts_branches_without_tokens_are_the_clips(case: tuple[HostCase, Any]) -> None:
+def test_a_sub_clips_branches_without_tokens_are_the_clips(case: tuple[HostCase, Any]) -> None:
     """They are computed once, for the whole clip, and serve the step too."""
     frames: list[int] = []
 
@@ -202,10 +208,10 @@ def test_an_excerpts_branches_without_tokens_are_the_clips(case: tuple[HostCase,
         host = run.host.host
         denoiser = host.model.diffusion_model if hasattr(host, "model") else host.unet
         noted = denoiser.register_forward_pre_hook(lambda _module, given: frames.append(given[0].shape[2]))
-        part = run.host.excerpt(step, range(1, 3))
+        part = run.host.sub_clip(step, range(1, 3))
         for _ in range(2):
             run.host.predict_clean(part, step.conditioning)
-        run.host.take(step, step.conditioning)
+        run.host.step_with(step, step.conditioning)
         noted.remove()
         assert sorted(frames) == [2, 2, step.frames, step.frames]
 
@@ -221,25 +227,27 @@ def test_an_anchor_takes_of_a_part_what_changes() -> None:
     assert anchor(torch.tensor([2.5])).item() == 5.5
 
 
-def test_an_excerpt_is_put_where_the_step_before_predicted_the_clip(case: tuple[HostCase, Any]) -> None:
+def test_a_sub_clip_is_put_where_the_step_before_predicted_the_clip(case: tuple[HostCase, Any]) -> None:
     predicted: list[Tensor] = []
     seen: list[tuple[Tensor, Tensor]] = []
 
-    class Noting(Run):
-        def took(self, step: Step, taken: Any) -> None:
-            super().took(step, taken)
-            predicted.append(self.host.predicted(step, taken))
+    class NotingRun(Run):
+        def step(self, step: Step, original: Callable[[], Any]) -> Any:
+            result = super().step(step, original)
+            predicted.append(self.host.clean_in(step, result))
+            return result
 
-        def _near(self, step: Step, generator: torch.Generator) -> tuple[Step, int]:
-            near, first = super()._near(step, generator)
-            assert (near.anchor is None) == (step.index == 0)  # the step from pure noise has none before it
-            if near.anchor is not None:
-                placed = near.anchor(torch.zeros_like(near.latents))
-                seen.append((placed, predicted[-1][:, :, first : first + near.frames]))
-            return near, first
+    class NotingOptimizer(TokenOptimizer):
+        def looked_at(self, step: Step) -> tuple[Step, int]:
+            part, first = super().looked_at(step)
+            assert (part.anchor is None) == (step.index == 0)  # the step from pure noise has none before it
+            if part.anchor is not None:
+                placed = part.anchor(torch.zeros_like(part.latents))
+                seen.append((placed, predicted[-1][:, :, first : first + part.frames]))
+            return part, first
 
     method = MotionPrompt(replace(case[0].config, subclip=2, iterations=1, checkpointing="none"))
-    method.run_type = Noting
+    method.run_type, method.optimizer_type = NotingRun, NotingOptimizer
     backbones.attach(case[1], method)
     try:
         case[0].sample(case[1], case[0].prompts, seed=7)

@@ -51,7 +51,7 @@ def test_window_lies_in_the_schedule_and_is_never_empty(total: int, start: float
 @given(st.integers(2, 64), st.integers(1, 9), st.integers(0, 30), st.integers(0, 99))
 @settings(max_examples=50)
 def test_pairs_fit_the_clip(frames: int, shortest: int, extra: int, seed: int) -> None:
-    pairs = draw_pairs(frames, 20, shortest, shortest + extra, torch.Generator().manual_seed(seed))
+    pairs = draw_pairs(frames, 20, shortest, shortest + extra, torch.Generator().manual_seed(seed)).frames
     interval = pairs[:, 1] - pairs[:, 0]
     assert pairs.min() >= 0
     assert pairs.max() < frames
@@ -71,7 +71,7 @@ def test_a_part_is_as_likely_to_hold_the_first_frames_as_any() -> None:
 
 
 def test_pairs_reach_every_place_and_interval() -> None:
-    pairs = draw_pairs(6, 2000, 1, 3, torch.Generator().manual_seed(0))
+    pairs = draw_pairs(6, 2000, 1, 3, torch.Generator().manual_seed(0)).frames
     assert {tuple(pair) for pair in pairs.tolist()} == {(i, i + k) for k in (1, 2, 3) for i in range(6 - k)}
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from mp_hooks import backbones
-from mp_hooks.backbones.hooks import Hooks
 from mp_hooks.errors import MotionPromptError
+from mp_hooks.hooks import Hooks
 
 
 class Host:

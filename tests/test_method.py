@@ -12,7 +12,8 @@ import torch
 
 from mp_hooks import backbones
 from mp_hooks.errors import MotionPromptError
-from mp_hooks.guidance import MotionPromptConfig, widened
+from mp_hooks.guidance import MotionPromptConfig
+from mp_hooks.guidance.numerics import weights_in_float32
 from mp_hooks.guidance.objective import Loss
 from mp_hooks.guidance.trace import read_trace
 from mp_hooks.testing.conformance import Recorder, assert_same_guidance, patched
@@ -40,7 +41,7 @@ def test_a_sample_whose_loss_is_not_finite_keeps_its_tokens(pipe: Any, tmp_path:
     def spoil(objective: Any) -> Any:
         def spoiled(*args: Any) -> Loss:
             loss = objective(*args)
-            return replace(loss, total=loss.total * torch.tensor([value, 1.0]))
+            return replace(loss, motion=loss.motion * torch.tensor([value, 1.0]))
 
         return spoiled
 
@@ -77,12 +78,12 @@ def half(pipe: Any) -> Iterator[Any]:
     pipe.to(torch.float32)
 
 
-def test_a_widened_module_has_its_very_weights_back() -> None:
+def test_a_module_in_float32_has_its_very_weights_back() -> None:
     module = torch.nn.Sequential(
         torch.nn.Linear(2, 2).half(), torch.nn.BatchNorm1d(2).bfloat16(), torch.nn.Linear(2, 2)
     )
     places = {name: (tensor.data_ptr(), tensor.dtype) for name, tensor in module.state_dict().items()}
-    with pytest.raises(ZeroDivisionError), widened(module):
+    with pytest.raises(ZeroDivisionError), weights_in_float32(module):
         assert all(
             tensor.dtype == torch.float32 for tensor in module.state_dict().values() if tensor.is_floating_point()
         )
@@ -96,8 +97,8 @@ def test_a_loss_scale_that_overflows_comes_down_and_stays_down(half: Any) -> Non
     with patched(half, method):
         for _ in range(2):
             assert CASE.sample(half, CASE.prompts, seed=7).isfinite().all()
-    assert method.loss_scale < 2.0**24
-    assert method.runs[0].skipped > method.runs[1].skipped
+    assert method.loss_scale.value < 2.0**24
+    assert method.runs[0].outcome.skipped > method.runs[1].outcome.skipped
 
 
 def test_every_sampling_starts_from_the_initial_tokens(pipe: Any) -> None:

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from mp_hooks import backbones
 from mp_hooks.backbones import resume
-from mp_hooks.backbones.hooks import Hooks
 from mp_hooks.backbones.resume import Samplings
 from mp_hooks.guidance import MotionPrompt
 from mp_hooks.guidance.trace import read_trace
+from mp_hooks.hooks import Hooks
 from mp_hooks.testing.animatediff import AnimateDiffCase
 from mp_hooks.testing.case import HostCase, MissingPackage
 from mp_hooks.testing.diffusers import AnimateDiffCase as DiffusersAnimateDiffCase

@@ -70,9 +70,16 @@ def attach(host: Any, method: MotionPrompt, samplings: Samplings | None = None) 
     vars(host)[ADAPTER] = adapter
 
 
+def patched_adapter(host: Any) -> Adapter | None:
+    """The adapter of a patched host; a shallow copy of one shows that of its original, and has none."""
+    adapter = vars(host).get(ADAPTER)
+    return adapter if adapter is not None and adapter.host is host else None
+
+
 def detach(host: Any) -> MotionPrompt | None:
     """Undo `attach`; the method, None where there was none, is good for another host."""
-    adapter = vars(host).pop(ADAPTER, None)
+    adapter = patched_adapter(host)
+    vars(host).pop(ADAPTER, None)
     if adapter is None:
         return None
     adapter.remove()
@@ -88,13 +95,14 @@ def remove_patch(host: Any) -> None:
 
 def is_patched(host: Any) -> bool:
     """Whether `host` samples with MotionPrompt."""
-    return ADAPTER in vars(host)
+    return patched_adapter(host) is not None
 
 
 @contextmanager
 def motionprompt(host: Any, config: MotionPromptConfig | None = None) -> Iterator[None]:
     """`apply_patch` for the length of a with block. Inside another one, the outer settings come back afterwards."""
-    outer = vars(host).pop(ADAPTER, None)
+    outer = patched_adapter(host)
+    vars(host).pop(ADAPTER, None)
     if outer is not None:
         outer.remove()
     try:

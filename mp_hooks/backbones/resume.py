@@ -16,6 +16,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,12 +30,12 @@ from mp_hooks.errors import MotionPromptError
 from mp_hooks.files import replacing
 
 if TYPE_CHECKING:
-    from mp_hooks.backbones.base import Adapter
+    from mp_hooks.guidance import MotionPrompt
 
 NAME = "mp-sampling"
 OURS = re.compile(rf"{NAME}-\d+\.pt|\.{NAME}-\d+-\w+\.pt")  # the second kind is what a kill left half-written
 NUMBERS_A_WEIGHT = 1024  # that tell one checkpoint from another
-NOT_RESULTS = ("trace", "progress")  # options that do not touch what is sampled
+NOT_RESULTS = ("trace", "progress", "strict")  # options that do not touch what is sampled
 
 Stream = tuple[Callable[[], Any], Callable[[Any], Any]]  # of random numbers: where it stands, and to put it there
 
@@ -54,14 +55,12 @@ class Samplings:
         if not os.access(self.folder, os.W_OK | os.X_OK):
             raise MotionPromptError(f"nothing can be written to {folder}; give --mp-resume another folder")
 
-    def once(self, sample: Callable[[], Any], adapter: Adapter, prompts: Sequence[str], *arguments: Any) -> Any:
+    def once(self, sample: Callable[[], Any], method: MotionPrompt, asked: Fingerprint, arguments: Any) -> Any:
         """The result of `sample()`, from an earlier run if that asked the same; `arguments` are the run site's."""
-        method, streams = adapter.method, _streams(arguments)
+        streams = _streams(arguments)
         path = self.folder / f"{NAME}-{method.started:05d}.pt"
-        given: list[Tensor] = []
-        asked = _asked(adapter, prompts, arguments, given)
         before = {name: now() for name, (now, _) in streams.items()}
-        kept = _read(path, asked, given, before) if path.is_file() else None
+        kept = _read(path, asked, before) if path.is_file() else None
         if kept is not None:
             for name, (_, after) in kept["streams"].items():
                 streams[name][1](after)
@@ -71,8 +70,8 @@ class Samplings:
             result = sample()
         after = {name: now() for name, (now, _) in streams.items()}
         moved = {name: (before[name], after[name]) for name in streams if not _equal(before[name], after[name])}
-        content = {"asked": asked, "given": given, "streams": moved, "records": records}
-        self._keep(path, {**content, "loss_scale": method.loss_scale}, result)
+        content = {"asked": asked.facts, "given": asked.tensors, "streams": moved, "records": records}
+        self._keep(path, {**content, "loss_scale": method.loss_scale.value}, result)
         return result
 
     def discard(self) -> None:
@@ -94,12 +93,12 @@ class Samplings:
             warnings.warn(f"this sampling is not kept: {_first_line(error)}; the run goes on", stacklevel=3)
 
 
-def _read(path: Path, asked: dict[str, Any], given: list[Tensor], now: dict[str, Any]) -> dict[str, Any] | None:
+def _read(path: Path, asked: Fingerprint, now: dict[str, Any]) -> dict[str, Any] | None:
     """The sampling in this file if it was asked the same, with the streams it drew from where they are now."""
     try:
         kept = torch.load(path, weights_only=True)
-        other = [name for name in asked if asked[name] != kept["asked"][name]]
-        if not other and not all(map(_close, kept["given"], given)):
+        other = [name for name, fact in asked.facts.items() if fact != kept["asked"][name]]
+        if not other and not all(map(_close, kept["given"], asked.tensors)):
             other.append("conditioning")
         if not all(name in now and _equal(now[name], before) for name, (before, _) in kept["streams"].items()):
             other.append("noise")
@@ -112,17 +111,27 @@ def _read(path: Path, asked: dict[str, Any], given: list[Tensor], now: dict[str,
     return None
 
 
-def _asked(adapter: Adapter, prompts: Sequence[str], arguments: Any, given: list[Tensor]) -> dict[str, Any]:
-    """What makes a sampling what it is, in plain data; tensors go into `given`."""
-    config = adapter.method.config
-    return {
+@dataclass(frozen=True)
+class Fingerprint:
+    """What makes a sampling what it is: facts in plain data, and the tensors it was given."""
+
+    facts: dict[str, Any]
+    tensors: list[Tensor]
+
+
+def fingerprint(host: Any, method: MotionPrompt, prompts: Sequence[str], seed: int, arguments: Any) -> Fingerprint:
+    """Of one sampling of `host`; `seed` is that of the frame pairs, `arguments` are the run site's."""
+    tensors: list[Tensor] = []
+    options = dataclasses.asdict(method.config)
+    facts = {
         "versions": [__version__, str(torch.__version__)],
         "prompts": list(prompts),
-        "options": {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_RESULTS},
-        "seed": adapter.noise_seed() if config.seed is None else config.seed,
-        "model": _model(adapter, given),
-        "arguments": described(arguments, given),
+        "options": {name: value for name, value in options.items() if name not in NOT_RESULTS},
+        "seed": seed,
+        "model": _model(host, method, tensors),
+        "arguments": described(arguments, tensors),
     }
+    return Fingerprint(facts, tensors)
 
 
 def described(value: Any, given: list[Tensor]) -> Any:
@@ -197,9 +206,8 @@ def _place(kind: type) -> str:
     return f"{kind.__module__}:{kind.__qualname__}"
 
 
-def _model(adapter: Adapter, given: list[Tensor]) -> dict[str, Any]:
+def _model(host: Any, method: MotionPrompt, given: list[Tensor]) -> dict[str, Any]:
     """What tells this host, and the discriminator, from others: weights, scheduler, settings."""
-    host, method = adapter.host, adapter.method
     parts = {name: part for name, part in vars(host).items() if not name.startswith("_")}
     settings = {name: part for name, part in parts.items() if isinstance(part, (bool, int, float, str))}
     configs = {name: (part, getattr(part, "config", None)) for name, part in parts.items()}

@@ -38,9 +38,9 @@ def _cost(args: argparse.Namespace) -> int:
     import warnings
     from dataclasses import replace
 
-    from mp_hooks.backbones.checkpointing import POLICIES
     from mp_hooks.config import config_from_flags
     from mp_hooks.errors import MotionPromptError
+    from mp_hooks.guidance.memory import POLICIES
     from mp_hooks.lab import mini
     from mp_hooks.lab.cost import cost, full_size
 

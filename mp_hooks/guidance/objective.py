@@ -62,14 +62,23 @@ def token_distance(tokens: Tensor, initial: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Loss:
-    """The parts of l_total for each sample, unweighted, each [b]; `phi` is for the trace only."""
+    """l_total for each sample, each [b]: its parts unweighted; the weighted sum of those about motion, and the rest.
+
+    phi: the discriminator's probability that the flow is real, for the trace only.
+    """
 
     disc: Tensor
     tv: Tensor
     photo: Tensor
     reg: Tensor
     phi: Tensor
-    total: Tensor
+    motion: Tensor
+    pull: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """l_total."""
+        return self.motion + self.pull
 
 
 @dataclass
@@ -87,13 +96,13 @@ class Objective:
     lambda_photo: float
     variation: Callable[[Tensor], Tensor] = total_variation
 
-    def __call__(self, first: Tensor, second: Tensor, tokens: Tensor, initial: Tensor, corner: Tensor) -> Loss:
+    def __call__(self, first: Tensor, second: Tensor, tokens: Tensor, initial: Tensor, crops: Tensor) -> Loss:
         """Loss of frame pairs, computed where the frames are: discriminator and flow estimator move there.
 
         Args:
             first, second: frames [b, p, 3, h, w] in [-1, 1], p pairs a sample.
             tokens, initial: T [b, n, d] and T0 [n, d].
-            corner: where each pair's square crop lies along the longer side, in [0, 1], [p].
+            crops: where each pair's square lies along the longer side, in [0, 1], [p].
         """
         if next(self.discriminator.parameters()).device != first.device:
             self.discriminator.to(first.device)
@@ -101,7 +110,7 @@ class Objective:
         samples, pairs = first.shape[:2]
         size = self.discriminator.config.flow_size
         views = [
-            torch.stack([square(frames[:, n], size, place) for n, place in enumerate(corner.tolist())], 1).flatten(0, 1)
+            torch.stack([square(frames[:, n], size, place) for n, place in enumerate(crops.tolist())], 1).flatten(0, 1)
             for frames in (first, second)
         ]
         earlier, later = views
@@ -111,19 +120,19 @@ class Objective:
         tv = self.variation(flow).view(samples, pairs).mean(1)
         photo = photometric_error(earlier, later, flow).view(samples, pairs).mean(1)
         reg = token_distance(tokens, initial)
-        total = self.lambda_disc * disc + self.lambda_tv * tv + self.lambda_reg * reg + self.lambda_photo * photo
+        motion = self.lambda_disc * disc + self.lambda_tv * tv + self.lambda_photo * photo
         phi = torch.sigmoid(logits.detach()).view(samples, pairs).mean(1)
-        return Loss(disc=disc, tv=tv, photo=photo, reg=reg, phi=phi, total=total)
+        return Loss(disc=disc, tv=tv, photo=photo, reg=reg, phi=phi, motion=motion, pull=self.lambda_reg * reg)
 
 
-def square(frames: Tensor, size: int, corner: float) -> Tensor:
+def square(frames: Tensor, size: int, place: float) -> Tensor:
     """A square of full height or width, resized to `size`: [b, 3, h, w] -> [b, 3, size, size].
 
     The discriminator has only seen squares, because aspect ratio alone tells real clips from generated ones.
     """
     height, width = frames.shape[-2:]
     side = min(height, width)
-    top, left = round(corner * (height - side)), round(corner * (width - side))
+    top, left = round(place * (height - side)), round(place * (width - side))
     view = frames[..., top : top + side, left : left + side]
     if side == size:
         return view

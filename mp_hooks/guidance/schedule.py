@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,8 +21,19 @@ def guided_window(total: int, start: float, stop: float) -> range:
     return range(first, max(_ceil(stop * total), first + 1))
 
 
-def draw_pairs(frames: int, count: int, min_interval: int, max_interval: int, generator: torch.Generator) -> Tensor:
-    """Random frame pairs, int64 [count, 2], earlier frame first.
+@dataclass(frozen=True)
+class Pairs:
+    """Frame pairs of an update: frames, int64 [p, 2], earlier first; crops [p] in [0, 1], where each one's square lies.
+
+    The square has the frame's full height or width and lies along the other side.
+    """
+
+    frames: Tensor
+    crops: Tensor
+
+
+def draw_pairs(frames: int, count: int, min_interval: int, max_interval: int, generator: torch.Generator) -> Pairs:
+    """`count` random frame pairs of a clip.
 
     The interval is uniform over the allowed ones that fit the clip, then the place is uniform.
     Raises MotionPromptError for a clip of fewer than two frames.
@@ -33,7 +45,8 @@ def draw_pairs(frames: int, count: int, min_interval: int, max_interval: int, ge
     intervals = torch.randint(shortest, longest + 1, (count,), generator=generator)
     places = torch.rand(count, generator=generator)
     first = (places * (frames - intervals)).long()
-    return torch.stack([first, first + intervals], dim=1)
+    crops = torch.rand(count, generator=generator)
+    return Pairs(torch.stack([first, first + intervals], dim=1), crops)
 
 
 def draw_place(frames: int, length: int, generator: torch.Generator) -> int:

@@ -9,11 +9,15 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
+from torch import Tensor
 
 from mp_hooks.errors import MotionPromptError
+
+if TYPE_CHECKING:
+    from mp_hooks.guidance.method import Update
 
 
 class Trace:
@@ -63,6 +67,25 @@ class Trace:
             with suppress(OSError):  # what could not be written yet
                 self._file.close()
             self._file = None
+
+
+def record_of(update: Update, initial: Tensor) -> dict[str, Any]:
+    """An update as the trace has it; lists hold a value per sample. initial: T0 [n, d]."""
+    loss, tokens = update.loss, update.after
+    return {
+        "step": update.step.index,
+        "timestep": update.step.timestep,
+        "iteration": update.iteration,
+        "pairs": (update.pairs.frames + update.first).tolist(),
+        "loss": loss.total.tolist(),
+        **{name: getattr(loss, name).tolist() for name in ("disc", "tv", "photo", "reg", "phi")},
+        "cosine": torch.cosine_similarity(tokens, initial.expand_as(tokens), dim=-1).mean(1).tolist(),
+        "gradient": update.gradient.flatten(1).norm(dim=1).tolist(),
+        "updated": update.moved.tolist(),
+        "loss_scale": update.loss_scale,
+        "seconds": round(update.seconds, 4),
+        "peak_memory": peak_memory(tokens.device),
+    }
 
 
 def read_trace(path: str | Path) -> list[dict[str, Any]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from mp_hooks import backbones
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.guidance import Host, MotionPrompt, MotionPromptConfig, Run, Step
+from mp_hooks.guidance.method import Update
+from mp_hooks.guidance.schedule import Pairs
 from mp_hooks.testing.case import HostCase, MissingPackage
 
 
@@ -104,22 +107,37 @@ class ConformanceSuite:
         backbones.apply_patch(host, self.case.config)
         again = self.guide(host)
         assert_same_guidance(again.latents, guided.latents)
-        ours, theirs = ([len(run.gradients) for run in one.method.runs] for one in (again, guided))
-        assert ours == theirs
+        assert len(again.method.updates) == len(guided.method.updates)
 
     def test_remove_restores_the_very_objects(self, host: Any) -> None:
         before = self.stored(host)
         backbones.apply_patch(host, self.case.config)
         hooked = self.stored(host)
-        assert all(hooked[site] is not before[site] for site in before)
+        sampling = self.stored(host, while_sampling=True)
+        assert all(sampling[site] is not before[site] for site in before)
+        assert any(hooked[site] is not before[site] for site in before)
         backbones.remove_patch(host)
         after = self.stored(host)
         assert all(after[site] is before[site] for site in before)
 
-    def stored(self, host: Any) -> dict[tuple[int, str], Any]:
+    def test_a_copy_of_a_patched_host_is_a_plain_one(self, host: Any) -> None:
+        """It holds nothing of ours: it computes with its own weights, and can be saved."""
+        before = [vars(module).keys() for module in backbones.adapter_for(host).modules()]
+        with patched(host, Recorder(self.case.config)):
+            self.sample(host)
+            assert [vars(module).keys() for module in backbones.adapter_for(host).modules()] == before
+            copied = copy.copy(host)
+            assert not backbones.is_patched(copied)
+            backbones.remove_patch(copied)
+            assert backbones.is_patched(host)
+
+    def stored(self, host: Any, while_sampling: bool = False) -> dict[tuple[int, str], Any]:
+        """What lies at the sites that are hooked, as it is now or as it is while a patched host samples."""
         adapter = backbones.adapter_for(host)
-        sites = [adapter.run_site(), adapter.step_site(), *adapter.watch()]
-        return {(id(owner), name): vars(owner).get(name, "absent") for owner, name in sites}
+        sites = [adapter.run_site(), adapter.step_site(), *adapter.watch(), *adapter.watch_run()]
+        patched_adapter = backbones.patched_adapter(host)
+        with patched_adapter.hooked_steps() if patched_adapter and while_sampling else nullcontext():
+            return {(id(owner), name): vars(owner).get(name, "absent") for owner, name in sites}
 
     def test_global_noise_is_untouched(self, host: Any, vanilla: Tensor, guided: Guided) -> None:
         assert torch.equal(self.sample(host), vanilla)
@@ -132,7 +150,7 @@ class ConformanceSuite:
             assert torch.equal(parameter, weight)
         assert guided.method.runs
         for run in guided.method.runs:
-            assert run.skipped == 0
+            assert run.outcome.skipped == run.outcome.still == 0
             moved = (run.tokens - run.initial).flatten(1).norm(dim=1)
             assert (moved > 0).all(), "a sample's tokens did not move"
 
@@ -218,18 +236,6 @@ def assert_same_guidance(ours: Tensor, theirs: Tensor) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
 
 
-class RecordedRun(Run):
-    """Keeps the gradient of every update."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.gradients: list[Tensor] = []
-
-    def _record(self, *args: Any, gradient: Tensor, **kwargs: Any) -> None:
-        self.gradients.append(gradient)
-        super()._record(*args, gradient=gradient, **kwargs)
-
-
 class ProbeRun(Run):
     """Takes every step with the host's own conditioning, and notes what the adapter predicts."""
 
@@ -237,10 +243,10 @@ class ProbeRun(Run):
         super().__init__(*args, **kwargs)
         self.predictions: list[Tensor] = []
 
-    def guides(self, step: Step) -> bool:
+    def guides(self, step: Step, index: int) -> bool:
         return True
 
-    def guide(self, step: Step) -> Tensor:
+    def conditioning(self, step: Step) -> Tensor:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             self.predictions.append(self.host.predict_clean(step, step.conditioning))
         return step.conditioning
@@ -253,30 +259,33 @@ class DifferencesRun(Run):
         super().__init__(*args, **kwargs)
         self.slopes: list[tuple[float, float]] = []
 
-    def guide(self, step: Step) -> Tensor:
-        pairs, corner, width = torch.tensor([[0, step.frames - 1]]), torch.zeros(1), 1e-6
+    def conditioning(self, step: Step) -> Tensor:
+        optimizer, pairs, width = self.optimizer, Pairs(torch.tensor([[0, step.frames - 1]]), torch.zeros(1)), 1e-6
         start = self.tokens.double().requires_grad_()
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            (gradient,) = torch.autograd.grad(self._loss(step, start, pairs, corner).total.sum(), start)
+            _, motion, pull = optimizer.gradient(step, start, pairs, scale=1.0)
+        gradient = motion + pull
         generator = torch.Generator().manual_seed(0)
         for _ in range(2):
             direction = torch.randn(start.shape, generator=generator, dtype=torch.float64)
             direction = direction / direction.norm() + gradient / gradient.norm()  # part random, part uphill
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 up, down = (
-                    self._loss(step, start + sign * width * direction, pairs, corner).total.sum() for sign in (1, -1)
+                    optimizer.loss(step, start + sign * width * direction, pairs).total.sum() for sign in (1, -1)
                 )
             self.slopes.append((float((gradient * direction).sum()), float((up - down) / (2 * width))))
         return step.conditioning
 
 
 class Recorder(MotionPrompt):
-    """The method with runs of another kind, kept for a look afterwards."""
+    """The method with runs and updates kept for a look afterwards, or with runs of another kind."""
 
-    def __init__(self, config: MotionPromptConfig, kind: type[Run] = RecordedRun) -> None:
+    def __init__(self, config: MotionPromptConfig, kind: type[Run] = Run) -> None:
         super().__init__(config)
         self.kind = kind
         self.runs: list[Any] = []
+        self.updates: list[Update] = []
+        self.observers.append(lambda _run, update: self.updates.append(update))
 
     def run(self, host: Host, prompts: Sequence[str]) -> Run:
         self.runs.append(self.kind(self, host, list(prompts), number=len(self.runs)))

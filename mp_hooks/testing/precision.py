@@ -6,18 +6,17 @@ python -m mp_hooks.testing.precision NAME [--repo DIR] [--steps N] [--mp-*]
 from __future__ import annotations
 
 import argparse
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from mp_hooks import backbones, patching
 from mp_hooks.config import MotionPromptConfig, add_config_flags, config_from_flags
 from mp_hooks.errors import MotionPromptError, exits_cleanly
-from mp_hooks.guidance import MotionPrompt, Run, Step, widened
+from mp_hooks.guidance import MotionPrompt, Run
+from mp_hooks.guidance.method import Update
+from mp_hooks.guidance.numerics import weights_in_float32
 from mp_hooks.testing import tiny
 from mp_hooks.testing.diffusers import DiffusersCase
 
@@ -34,48 +33,26 @@ class Comparison:
     updated: list[bool]
 
 
-class ComparingRun(Run):
-    """Computes every gradient in float32 too, at the same latents, tokens and frame pairs."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.comparisons: list[Comparison] = []
-
-    def _gradient(self, step: Step, tokens: Tensor, pairs: Tensor, corner: Tensor, scale: float) -> Any:
-        with ExitStack() as stack:
-            for module in self.host.modules():
-                stack.enter_context(widened(module))
-            _, self._expected = super()._gradient(self.host.wide(step), tokens, pairs, corner, scale=1.0)
-        return super()._gradient(step, tokens, pairs, corner, scale)
-
-    def _record(self, step: Step, *args: Any, gradient: Tensor, **kwargs: Any) -> None:
-        ours, theirs = gradient.flatten(1).double(), self._expected.flatten(1).double()
-        self.comparisons.append(
-            Comparison(
-                step=step.index,
-                timestep=step.timestep,
-                loss_scale=kwargs["loss_scale"],
-                norm=theirs.norm(dim=1).tolist(),
-                cosine=torch.cosine_similarity(ours, theirs).tolist(),
-                updated=kwargs["updated"].tolist(),
-            )
-        )
-        super()._record(step, *args, gradient=gradient, **kwargs)
-
-
-class ComparingMethod(MotionPrompt):
-    """The method, whose only run is a ComparingRun."""
-
-    run_type = ComparingRun
-
-    def run(self, *args: Any, **kwargs: Any) -> Run:
-        self.last = super().run(*args, **kwargs)
-        return self.last
+def compare_update(run: Run, update: Update) -> Comparison:
+    """Its gradient against the one in float32, at the same latents, tokens and frame pairs."""
+    with weights_in_float32(*run.host.modules()):
+        step = run.host.in_float32(update.step)
+        _, motion, pull = run.optimizer.gradient(step, update.before.requires_grad_(), update.pairs, scale=1.0)
+    ours, theirs = update.gradient.flatten(1).double(), (motion + pull).flatten(1).double()
+    return Comparison(
+        step=update.step.index,
+        timestep=update.step.timestep,
+        loss_scale=update.loss_scale,
+        norm=theirs.norm(dim=1).tolist(),
+        cosine=torch.cosine_similarity(ours, theirs).tolist(),
+        updated=update.moved.tolist(),
+    )
 
 
 def compare(case: DiffusersCase, config: MotionPromptConfig, steps: int) -> list[Comparison]:
     """Sample the case's prompts as one batch in float16, guided, and compare every gradient on the way."""
-    method = ComparingMethod(config)
+    method, found = MotionPrompt(config), []
+    method.observers.append(lambda run, update: found.append(compare_update(run, update)))
     with case.open() as pipe:
         for module in backbones.adapter_for(pipe).modules():
             module.half()
@@ -85,7 +62,7 @@ def compare(case: DiffusersCase, config: MotionPromptConfig, steps: int) -> list
                 case.sample(pipe, case.prompts, seed=7, num_inference_steps=steps)
         finally:
             backbones.remove_patch(pipe)
-    return method.last.comparisons  # type: ignore[attr-defined]
+    return found
 
 
 def table(found: list[Comparison]) -> str:

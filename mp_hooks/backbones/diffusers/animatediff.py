@@ -10,15 +10,15 @@ from torch import Tensor
 
 from mp_hooks.backbones.diffusers.pipeline import SingleFrames
 from mp_hooks.backbones.diffusers.text import clip_text
-from mp_hooks.backbones.hooks import Hooks
 from mp_hooks.guidance import Step
 from mp_hooks.guidance.tokens import TextInput
+from mp_hooks.hooks import Hooks
 
 
 class MotionModules(SingleFrames):
-    """Their layers add to each frame its place in time, which frames of an excerpt keep."""
+    """Their layers add to each frame its place in time, which frames of a sub-clip keep."""
 
-    places: ClassVar[str]  # class of the layers that add it
+    position_layers: ClassVar[str]  # class of the layers that add it
 
     def branch(self, step: Step, rows: Tensor) -> Tensor:
         self._first = step.call.first
@@ -31,7 +31,7 @@ class MotionModules(SingleFrames):
             return original(F.pad(rows, (0, 0, self._first, 0)))[:, self._first :]
 
         for part in self.host.unet.modules():
-            if type(part).__name__ == self.places:
+            if type(part).__name__ == self.position_layers:
                 hooks.wrap(part, "forward", place)
 
 
@@ -42,7 +42,7 @@ class AnimateDiff(MotionModules):
     pipeline = "AnimateDiffPipeline"
     denoiser = "unet"
     latents_argument = "sample"
-    places = "SinusoidalPositionalEmbedding"
+    position_layers = "SinusoidalPositionalEmbedding"
 
     def text_rows(self, arguments: dict[str, Any], frames: int) -> Tensor:
         return arguments["encoder_hidden_states"][::frames]

@@ -32,26 +32,26 @@ class CogVideoX(BatchedGuidance):
         return latents.transpose(1, 2)
 
     @property
-    def guided(self) -> bool:
-        return self.asked["guidance_scale"] > 1  # the host's own property asks a scale that dynamic CFG changes
+    def do_classifier_free_guidance(self) -> bool:
+        return self.arguments["guidance_scale"] > 1  # the host's own property asks a scale that dynamic CFG changes
 
     def clip_frames(self, latents: Tensor) -> int:
         return super().clip_frames(latents[:, :, self._padding(latents) :])
 
     def scale(self, step: Step) -> float:
         """With use_dynamic_cfg the host renews its scale after the denoiser's call: here it is known before."""
-        if not self.asked.get("use_dynamic_cfg"):
+        if not self.arguments.get("use_dynamic_cfg"):
             return self.host.guidance_scale
-        steps = self.asked["num_inference_steps"]
+        steps = self.arguments["num_inference_steps"]
         rise = math.cos(math.pi * ((steps - step.timestep) / steps) ** 5.0)
-        return 1 + self.asked["guidance_scale"] * (1 - rise) / 2
+        return 1 + self.arguments["guidance_scale"] * (1 - rise) / 2
 
     @property
     def text(self) -> TextInput:
         return t5_text(self.host)
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        length = self.asked["max_sequence_length"]
+        length = self.arguments["max_sequence_length"]
         return self.host.encode_prompt(list(prompts), None, False, max_sequence_length=length)[0]
 
     def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
@@ -67,5 +67,5 @@ class CogVideoX(BatchedGuidance):
         patch = self.host.transformer.config.get("patch_size_t")  # since diffusers 0.32
         if patch is None:
             return 0
-        frames = self.asked["num_frames"] or self.host.transformer.config.sample_frames
+        frames = self.arguments["num_frames"] or self.host.transformer.config.sample_frames
         return -((frames - 1) // self.host.vae_scale_factor_temporal + 1) % patch

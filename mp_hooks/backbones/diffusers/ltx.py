@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -60,16 +61,18 @@ class LTX(BatchedGuidance):
         return t5_text(self.host)
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        with mask_counts(self.host, self.method.config.tokens):
-            length = self.asked["max_sequence_length"]
-            return with_mask(*self.host.encode_prompt(list(prompts), None, False, max_sequence_length=length)[:2])
+        length = self.arguments["max_sequence_length"]
+        return with_mask(*self.host.encode_prompt(list(prompts), None, False, max_sequence_length=length)[:2])
+
+    def room_for(self, tokens: int) -> AbstractContextManager[None]:
+        return mask_counts(self.host, tokens)
 
     def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
         vae = self.host.vae
         latents = self.host._denormalize_latents(clean, vae.latents_mean, vae.latents_std, vae.config.scaling_factor)
         timestep = None
         if vae.config.timestep_conditioning:
-            timestep = torch.as_tensor(self.asked["decode_timestep"], dtype=vae.dtype, device=clean.device)
+            timestep = torch.as_tensor(self.arguments["decode_timestep"], dtype=vae.dtype, device=clean.device)
             timestep = timestep.expand(len(clean))
         return vae.decode(latents.to(vae.dtype), timestep, return_dict=False)[0][:, :, list(frames)]
 

@@ -45,6 +45,7 @@ class DiffusersPipeline(Adapter):
     pipeline: ClassVar[str]  # class name
     denoiser: ClassVar[str] = "transformer"
     latents_argument: ClassVar[str] = "hidden_states"
+    copies_argument: ClassVar[str] = "num_videos_per_prompt"  # of the pipeline's call
 
     # --- what pipelines differ in
 
@@ -81,7 +82,7 @@ class DiffusersPipeline(Adapter):
         return unconditional + self.scale(step) * (conditional - unconditional)
 
     @property
-    def guided(self) -> bool:
+    def do_classifier_free_guidance(self) -> bool:
         """Whether this run uses classifier-free guidance."""
         return self.host.do_classifier_free_guidance
 
@@ -97,22 +98,35 @@ class DiffusersPipeline(Adapter):
         return type(self.host), "__call__"
 
     def step_site(self) -> Site:
-        return getattr(self.host, self.denoiser), "_call_impl"
+        module = getattr(self.host, self.denoiser)
+        return module, "_call_impl" if module._compiled_call_impl is None else "_compiled_call_impl"
+
+    @property
+    def network(self) -> nn.Module:
+        """The denoiser itself, also where torch.compile has wrapped it."""
+        return uncompiled(getattr(self.host, self.denoiser))
+
+    def refuse(self) -> None:
+        if getattr(self.network, "is_cache_enabled", False):
+            raise MotionPromptError(
+                f"MotionPrompt cannot guide with a step cache, which answers for the {self.denoiser} from other calls; "
+                f"call pipe.{self.denoiser}.disable_cache() first"
+            )
 
     def prompts(self, *args: Any, **kwargs: Any) -> list[str] | None:
         call = inspect.signature(self.original_run).bind(*args, **kwargs)
         if call.arguments["self"] is not self.host:
             return None
         call.apply_defaults()
-        self.asked = call.arguments
-        prompt = self.asked.get("prompt")
+        self.arguments = call.arguments
+        prompt = self.arguments.get("prompt")
         prompts = [prompt] if isinstance(prompt, str) else prompt
         if not isinstance(prompts, list) or not all(isinstance(one, str) for one in prompts):
             raise MotionPromptError("MotionPrompt needs the prompt as text, one a video; pass prompt='...' or a list")
-        return list(prompts)
+        return [one for one in prompts for _ in range(self.arguments.get(self.copies_argument) or 1)]
 
     def noise_seed(self) -> int:
-        given = self.asked.get("generator")
+        given = self.arguments.get("generator")
         first = given[0] if isinstance(given, list) and given else given
         return first.initial_seed() if isinstance(first, torch.Generator) else super().noise_seed()
 
@@ -120,14 +134,14 @@ class DiffusersPipeline(Adapter):
         return self.host.tokenizer(word, add_special_tokens=False).input_ids
 
     def modules(self) -> list[nn.Module]:
-        return [getattr(self.host, self.denoiser), self.host.vae, self.host.text_encoder]
+        return [self.network, uncompiled(self.host.vae), uncompiled(self.host.text_encoder)]
 
     def vae(self) -> nn.Module:
         return self.host.vae
 
     def bound(self, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
         """The denoiser's arguments by name."""
-        return inspect.signature(getattr(self.host, self.denoiser).forward).bind(*args, **kwargs)
+        return inspect.signature(self.network.forward).bind(*args, **kwargs)
 
     def step(self, latents: Tensor, rows: Tensor, call: Call) -> Step:
         """The step of this call, from the conditional branch's latents [b, c, t, h, w] and text rows [b, l, d]."""
@@ -143,18 +157,18 @@ class DiffusersPipeline(Adapter):
             call=call,
         )
 
-    def wide(self, step: Step) -> Step:
+    def in_float32(self, step: Step) -> Step:
         tensors = {"latents": full_precision(step.latents), "conditioning": full_precision(step.conditioning)}
         return replace(step, **tensors, call=replace(step.call, unconditional=None))
 
     @contextmanager
-    def scope(self, step: Step) -> Iterator[None]:
-        with super().scope(step), staying(self.modules()):
+    def guided_step(self, step: Step) -> Iterator[None]:
+        with super().guided_step(step), wrappers_off(self.host), staying(self.modules()):
             yield
 
     def predict_clean(self, step: Step, conditioning: Tensor) -> Tensor:
         output = self.branch(step, conditioning)
-        return self.clean(step, output, self.unconditional(step) if self.guided else None)
+        return self.clean(step, output, self.unconditional(step) if self.do_classifier_free_guidance else None)
 
     def clean(self, step: Step, conditional: Tensor, unconditional: Tensor | None) -> Tensor:
         """z0_hat [b, c, t, h, w] of the branches' outputs; None without classifier-free guidance."""
@@ -176,7 +190,7 @@ class DiffusersPipeline(Adapter):
         timestep = torch.as_tensor(call.arguments["timestep"])
         if timestep.ndim:  # one a sample of both branches
             call.arguments["timestep"] = timestep[: len(step.latents)]
-        result = self.original_step(*call.args, **call.kwargs)
+        result = type(self.network)._call_impl(self.network, *call.args, **call.kwargs)  # neither hooked nor compiled
         step.call.kind = type(result)
         return self.unpack(result[0], call.arguments)
 
@@ -184,6 +198,22 @@ class DiffusersPipeline(Adapter):
         """An output [b, c, t, h, w] in the form in which the denoiser returns its own."""
         kind = step.call.kind
         return (self.pack(output),) if kind is tuple else kind(sample=self.pack(output))
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The module itself where it is wrapped by torch.compile(module)."""
+    return getattr(module, "_orig_mod", module)
+
+
+@contextmanager
+def wrappers_off(pipe: Any) -> Iterator[None]:
+    """Inside, the pipeline's parts are themselves and not what torch.compile(part) wrapped them in: hooks act."""
+    wrapped = {name: part for name, part in vars(pipe).items() if hasattr(part, "_orig_mod")}
+    vars(pipe).update({name: uncompiled(part) for name, part in wrapped.items()})
+    try:
+        yield
+    finally:
+        vars(pipe).update(wrapped)
 
 
 @contextmanager
@@ -214,30 +244,32 @@ class BatchedGuidance(DiffusersPipeline):
             raise MotionPromptError("MotionPrompt does not know IP-Adapter images; unload the IP-Adapter")
         latents = self.unpack(call.arguments[self.latents_argument], call.arguments)
         rows = self.text_rows(call.arguments, latents.shape[2])
-        if not self.guided:
+        if not self.do_classifier_free_guidance:
             return self.step(latents, rows, Call(call, None))
         negative, positive = rows.chunk(2)
         return self.step(latents.chunk(2)[1], positive, Call(call, negative))
 
-    def take(self, step: Step, conditioning: Tensor) -> Any:
+    def step_with(self, step: Step, conditioning: Tensor) -> Any:
         """The host's batch of both branches, of which the unconditional one is known from the updates."""
         output = self.branch(step, conditioning)
-        return self.returned(step, torch.cat([self.unconditional(step), output]) if self.guided else output)
+        if self.do_classifier_free_guidance:
+            output = torch.cat([self.unconditional(step), output])
+        return self.returned(step, output)
 
-    def predicted(self, step: Step, taken: Any) -> Tensor:
-        output = self.unpack(taken[0], step.call.arguments.arguments)
-        unconditional, conditional = output.chunk(2) if self.guided else (None, output)
+    def clean_in(self, step: Step, result: Any) -> Tensor:
+        output = self.unpack(result[0], step.call.arguments.arguments)
+        unconditional, conditional = output.chunk(2) if self.do_classifier_free_guidance else (None, output)
         return self.clean(step, conditional, unconditional)
 
 
 class SingleFrames(BatchedGuidance):
-    """Those whose VAE knows single frames: a frame of latents is a frame of the clip, and any excerpt will do."""
+    """Those whose VAE knows single frames: a frame of latents is a frame of the clip, and any sub-clip will do."""
 
     def clip_frames(self, latents: Tensor) -> int:
         return latents.shape[2]
 
-    def excerpt(self, step: Step, frames: range) -> Step:
+    def sub_clip(self, step: Step, frames: range) -> Step:
         part = slice(frames.start, frames.stop)
-        unconditional = self.unconditional(step)[:, :, part] if self.guided else None
+        unconditional = self.unconditional(step)[:, :, part] if self.do_classifier_free_guidance else None
         call = Call(step.call.arguments, step.call.negative, unconditional, first=frames.start)
         return replace(step, latents=step.latents[:, :, part], frames=len(frames), call=call)

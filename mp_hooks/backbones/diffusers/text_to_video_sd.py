@@ -21,18 +21,18 @@ class TextToVideoSD(SingleFrames):
     latents_argument = "sample"
 
     @property
-    def guided(self) -> bool:
-        return self.asked["guidance_scale"] > 1
+    def do_classifier_free_guidance(self) -> bool:
+        return self.arguments["guidance_scale"] > 1
 
     def scale(self, step: Step) -> float:
-        return self.asked["guidance_scale"]
+        return self.arguments["guidance_scale"]
 
     @property
     def text(self) -> TextInput:
         return clip_text(self.host)
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        device, skip = self.host._execution_device, self.asked["clip_skip"]
+        device, skip = self.host._execution_device, self.arguments["clip_skip"]
         return self.host.encode_prompt(list(prompts), device, 1, False, clip_skip=skip)[0]
 
     def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:

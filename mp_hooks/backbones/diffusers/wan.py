@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from mp_hooks.backbones.base import Site
 from mp_hooks.backbones.diffusers.pipeline import Call, DiffusersPipeline
 from mp_hooks.backbones.diffusers.text import mask_counts, t5_text
 from mp_hooks.guidance import Step
-from mp_hooks.guidance.method import all_finite
+from mp_hooks.guidance.numerics import all_finite
 from mp_hooks.guidance.tokens import TextInput
 
 
@@ -35,7 +36,7 @@ class Wan(DiffusersPipeline):
             self._step: Step | None = None
         return prompts
 
-    def watch(self) -> dict[Site, Callable[..., Any]]:
+    def watch_run(self) -> dict[Site, Callable[..., Any]]:
         return {(self.host, "encode_prompt"): self._note_negative, self.step_site(): self._turns}
 
     def _note_negative(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -47,7 +48,7 @@ class Wan(DiffusersPipeline):
     def _turns(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Tell the two calls of a step apart; the second has nothing to compute where the updates have done it."""
         if self.current is not None:
-            self._conditional = not (self.guided and self._conditional)
+            self._conditional = not (self.do_classifier_free_guidance and self._conditional)
             if self._conditional:
                 self._step = None
             elif self._step is not None and all_finite(self.unconditional(self._step)):
@@ -59,9 +60,10 @@ class Wan(DiffusersPipeline):
             return None
         call = self.bound(*args, **kwargs)
         rows = self.text_rows(call.arguments, 0)
-        return self.step(call.arguments["hidden_states"], rows, Call(call, self._negative if self.guided else None))
+        negative = self._negative if self.do_classifier_free_guidance else None
+        return self.step(call.arguments["hidden_states"], rows, Call(call, negative))
 
-    def take(self, step: Step, conditioning: Tensor) -> Any:
+    def step_with(self, step: Step, conditioning: Tensor) -> Any:
         self._step = step
         return self.returned(step, self.branch(step, conditioning))
 
@@ -70,9 +72,11 @@ class Wan(DiffusersPipeline):
         return t5_text(self.host)
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        with mask_counts(self.host, self.method.config.tokens):
-            length = self.asked["max_sequence_length"]
-            return self.host.encode_prompt(list(prompts), None, False, max_sequence_length=length)[0]
+        length = self.arguments["max_sequence_length"]
+        return self.host.encode_prompt(list(prompts), None, False, max_sequence_length=length)[0]
+
+    def room_for(self, tokens: int) -> AbstractContextManager[None]:
+        return mask_counts(self.host, tokens)
 
     def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
         vae = self.host.vae

@@ -22,14 +22,13 @@ class AnimateDiff(MotionModules, InflatedStableDiffusion):
     name = "animatediff"
     module = "animatediff.pipelines.pipeline_animation"
     pipeline = "AnimationPipeline"
-    copies = "num_videos_per_prompt"
-    places = "PositionalEncoding"
+    position_layers = "PositionalEncoding"
     attention_blocks = ("BasicTransformerBlock", "TemporalTransformerBlock")
 
     def prompts(self, *args: Any, **kwargs: Any) -> list[str] | None:
         prompts = super().prompts(*args, **kwargs)
-        given = self.asked.get("latents") if prompts else None
-        if prompts is None or given is None or not isinstance(self.asked["prompt"], str):
+        given = self.arguments.get("latents") if prompts else None
+        if prompts is None or given is None or not isinstance(self.arguments["prompt"], str):
             return prompts
         return prompts * len(given)  # one for all
 
@@ -40,7 +39,7 @@ class AnimateDiff(MotionModules, InflatedStableDiffusion):
         middle = given.get("mid_block_additional_residual")
         if middle is not None:
             residuals = (*given["down_block_additional_residuals"], middle)
-            branches = 2 if self.guided else 1
+            branches = 2 if self.do_classifier_free_guidance else 1
             place = 0 if rows is step.call.negative else branches - 1
             frames = slice(step.call.first, step.call.first + step.frames)
             own = [residual.chunk(branches)[place][:, :, frames] for residual in residuals]

@@ -6,9 +6,9 @@ from mp_hooks.backbones.inflated.pipeline import InflatedStableDiffusion
 
 
 class LaVie(InflatedStableDiffusion):
-    """Its layers in time know frames by their distance, so that any excerpt will do."""
+    """Its layers in time know frames by their distance, so that any sub-clip will do."""
 
     name = "lavie"
     module = "pipeline_videogen"
     pipeline = "VideoGenPipeline"
-    copies = "num_images_per_prompt"
+    copies_argument = "num_images_per_prompt"

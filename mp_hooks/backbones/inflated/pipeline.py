@@ -10,9 +10,9 @@ from torch import Tensor
 
 from mp_hooks.backbones.diffusers.pipeline import SingleFrames
 from mp_hooks.backbones.diffusers.text import clip_text
-from mp_hooks.backbones.hooks import Hooks
 from mp_hooks.guidance import Step
 from mp_hooks.guidance.tokens import TextInput
+from mp_hooks.hooks import Hooks
 
 LATENT_SCALE = 0.18215  # Stable Diffusion's, written out in the hosts' decode_latents
 
@@ -27,24 +27,17 @@ class InflatedStableDiffusion(SingleFrames):
     module: ClassVar[str]  # where the pipeline class is
     denoiser = "unet"
     latents_argument = "sample"
-    copies: ClassVar[str]  # the argument that says how many videos are made of each prompt
 
     @classmethod
     def recognises(cls, host: Any) -> bool:
         return (type(host).__module__, type(host).__name__) == (cls.module, cls.pipeline)
 
-    def prompts(self, *args: Any, **kwargs: Any) -> list[str] | None:
-        prompts = super().prompts(*args, **kwargs)
-        if prompts is None:
-            return None
-        return [prompt for prompt in prompts for _ in range(self.asked[self.copies])]
-
     @property
-    def guided(self) -> bool:
-        return self.asked["guidance_scale"] > 1
+    def do_classifier_free_guidance(self) -> bool:
+        return self.arguments["guidance_scale"] > 1
 
     def scale(self, step: Step) -> float:
-        return self.asked["guidance_scale"]
+        return self.arguments["guidance_scale"]
 
     def attention(self, hooks: Hooks) -> None:
         """The host's own keeps the matrix; layers in time, whose matrices are small, may have another function."""

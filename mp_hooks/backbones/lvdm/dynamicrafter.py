@@ -21,9 +21,9 @@ class DynamiCrafter(LVDM):
         bases = {(base.__module__, base.__name__) for base in type(host).__mro__}
         return ("lvdm.models.ddpm3d", "LatentDiffusion") in bases and hasattr(host, "use_dynamic_rescale")
 
-    def predicted(self, step: Step, taken: tuple[Tensor, Tensor]) -> Tensor:
+    def clean_in(self, step: Step, result: tuple[Tensor, Tensor]) -> Tensor:
         """pred_x0 carries the dynamic rescale of the step to come, which the decoder does not know."""
-        clean = super().predicted(step, taken)
+        clean = super().clean_in(step, result)
         if not self.host.use_dynamic_rescale:
             return clean
         sampler, index = (step.call.arguments[name] for name in ("self", "index"))

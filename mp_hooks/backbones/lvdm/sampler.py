@@ -15,18 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mp_hooks.backbones.base import Adapter, Site, detached
-from mp_hooks.backbones.hooks import Hooks
 from mp_hooks.compat import swapped
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.guidance import Step
 from mp_hooks.guidance.tokens import TextInput
+from mp_hooks.hooks import Hooks
 
 REMEMBERED_ENCODINGS = 32  # prompt batches a script may encode before it samples
 TOKENS_A_FRAME = 16  # of a picture, where each frame has its own (DynamiCrafter)
 
 
 @dataclass(frozen=True)
-class _Excerpted:
+class _SubClip:
     """A conditioning cut to some frames (kept, so that its id stays its own), and what it was cut from."""
 
     own: dict[str, Any]
@@ -48,7 +48,7 @@ class LVDM(Adapter):
         super().__init__(host)
         self._samplers = [importlib.import_module(module).DDIMSampler for module in self.sampler_modules]
         self._with_tokens: dict[str, Any] | None = None  # the conditioning of the call being made
-        self._excerpted: dict[int, _Excerpted] = {}  # in a guided step, by the id of the excerpt's conditioning
+        self._sub_clips: dict[int, _SubClip] = {}  # in a guided step, by the id of the sub-clip's conditioning
         self._encoded: deque[tuple[list[str], Tensor]] = deque(maxlen=REMEMBERED_ENCODINGS)
 
     # --- where and when
@@ -60,15 +60,19 @@ class LVDM(Adapter):
         return self._samplers[0], "p_sample_ddim"
 
     def watch(self) -> dict[Site, Callable[..., Any]]:
-        further = self._samplers[1:]
         return {
-            (self.host, "get_learned_conditioning"): self._remember,
-            **{(sampler, "sample"): self._around_run for sampler in further},
-            **{(sampler, "p_sample_ddim"): self._around_step for sampler in further},
+            # the class's, so that a copy of the model holds nothing of ours
+            (type(self.host), "get_learned_conditioning"): self._remember,
+            **{(sampler, "sample"): self._around_run for sampler in self._samplers[1:]},
         }
 
-    def _remember(self, original: Callable[..., Tensor], prompts: Sequence[str] | str) -> Tensor:
-        encoding = original(prompts)
+    def watch_run(self) -> dict[Site, Callable[..., Any]]:
+        return {(sampler, "p_sample_ddim"): self._around_step for sampler in self._samplers[1:]}
+
+    def _remember(self, original: Callable[..., Tensor], model: Any, prompts: Sequence[str] | str) -> Tensor:
+        encoding = original(model, prompts)
+        if model is not self.host or self.current is not None:
+            return encoding
         self._encoded.append(([prompts] if isinstance(prompts, str) else list(prompts), encoding.detach()))
         return encoding
 
@@ -106,7 +110,7 @@ class LVDM(Adapter):
             call=call,
         )
 
-    def take(self, step: Step, conditioning: Tensor) -> tuple[Tensor, Tensor]:
+    def step_with(self, step: Step, conditioning: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             return self._sampled(step, conditioning)
 
@@ -122,14 +126,13 @@ class LVDM(Adapter):
         return ids[1 : ids.index(self.text.end)]
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        # the class's function: the instance's one is watched
-        return type(self.host).get_learned_conditioning(self.host, list(prompts))
+        return self.host.get_learned_conditioning(list(prompts))
 
     def predict_clean(self, step: Step, conditioning: Tensor) -> Tensor:
-        return self.predicted(step, self._sampled(step, conditioning))
+        return self.clean_in(step, self._sampled(step, conditioning))
 
-    def predicted(self, step: Step, taken: tuple[Tensor, Tensor]) -> Tensor:
-        return taken[1]
+    def clean_in(self, step: Step, result: tuple[Tensor, Tensor]) -> Tensor:
+        return result[1]
 
     def _sampled(self, step: Step, conditioning: Tensor) -> tuple[Tensor, Tensor]:
         """(x_prev, pred_x0) of the host's own step, undecorated."""
@@ -146,11 +149,11 @@ class LVDM(Adapter):
     def vae(self) -> nn.Module:
         return self.host.first_stage_model
 
-    def excerpt(self, step: Step, frames: range) -> Step:
+    def sub_clip(self, step: Step, frames: range) -> Step:
         """Of what the host is given for each frame, these frames' part: latents, pictures, a picture's tokens."""
         part = slice(frames.start, frames.stop)
 
-        def taken(value: Any) -> Any:
+        def cut(value: Any) -> Any:
             if not isinstance(value, dict):
                 return value
             rows = _context(value)
@@ -159,15 +162,15 @@ class LVDM(Adapter):
                 rest = rest.unflatten(1, (step.frames, TOKENS_A_FRAME))[:, part].flatten(1, 2)
             pictures = {"c_concat": [each[:, :, part] for each in value["c_concat"]]} if "c_concat" in value else {}
             own = {**value, **pictures, "c_crossattn": [torch.cat([text, rest], dim=1)]}
-            self._excerpted[id(own)] = _Excerpted(own, step.latents, value, part)
+            self._sub_clips[id(own)] = _SubClip(own, step.latents, value, part)
             return own
 
         call = inspect.BoundArguments(step.call.signature, step.call.arguments.copy())
         arguments = call.arguments
         arguments["x"] = step.latents[:, :, part]
         for name in ("c", "unconditional_conditioning"):
-            arguments[name] = taken(arguments[name])
-        arguments["kwargs"] = {name: taken(value) for name, value in arguments["kwargs"].items()}
+            arguments[name] = cut(arguments[name])
+        arguments["kwargs"] = {name: cut(value) for name, value in arguments["kwargs"].items()}
         return replace(step, latents=arguments["x"], frames=len(frames), call=call)
 
     def attention(self, hooks: Hooks) -> None:
@@ -190,14 +193,14 @@ class LVDM(Adapter):
     def during(self, step: Step, hooks: Hooks) -> None:
         """Branches without T are computed once, and the host's own checkpointing gives way to ours."""
         known: dict[int, tuple[Any, Tensor]] = {}  # by the conditioning's id, with it, so that the id stays its own
-        self._excerpted.clear()
+        self._sub_clips.clear()
 
         def once(original: Callable[..., Tensor], x: Tensor, t: Tensor, cond: Any, **kwargs: Any) -> Tensor:
             if cond is self._with_tokens or not isinstance(cond, dict):
                 return original(x, t, cond, **kwargs)
-            if id(cond) in self._excerpted:
-                excerpted = self._excerpted[id(cond)]
-                return once(original, excerpted.latents, t, excerpted.whole, **kwargs)[:, :, excerpted.part]
+            if id(cond) in self._sub_clips:
+                part_of = self._sub_clips[id(cond)]
+                return once(original, part_of.latents, t, part_of.whole, **kwargs)[:, :, part_of.part]
             if id(cond) not in known:
                 with torch.no_grad():
                     known[id(cond)] = cond, original(x, t, cond, **kwargs)

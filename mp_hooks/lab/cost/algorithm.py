@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mp_hooks import backbones
-from mp_hooks.backbones.hooks import Hooks
-from mp_hooks.guidance import MotionPrompt, MotionPromptConfig, Run
+from mp_hooks.guidance import Host, MotionPrompt, MotionPromptConfig, Run, Step
+from mp_hooks.guidance.method import TokenOptimizer, Update
 from mp_hooks.guidance.schedule import guided_window
+from mp_hooks.hooks import Hooks
 from mp_hooks.lab.cost.counting import Meter
 from mp_hooks.lab.cost.hosts import FullSize
 
@@ -80,7 +81,7 @@ def cost(full: FullSize, config: MotionPromptConfig) -> Cost:
     method, hooks, lean = _CountedMethod(config), Hooks(), Hooks()
     adapter = backbones.adapter_for(full.host)
     adapter.apply(method)
-    adapter.asked = full.asked
+    adapter.arguments = full.arguments
 
     def counted(compute: Callable[[], Any]) -> Count:
         method.meter, method.saved = Meter(), Counter()
@@ -107,8 +108,9 @@ def cost(full: FullSize, config: MotionPromptConfig) -> Cost:
         adapter.attention(lean)
         plain = counted(step)
         lean.remove()
-        adapter.current = run  # from here on the patched step is a guided one
-        guided = counted(step)
+        adapter.current = run
+        with adapter.hooked_steps():
+            guided = counted(step)
     finally:
         lean.remove()
         hooks.remove()
@@ -126,37 +128,50 @@ def cost(full: FullSize, config: MotionPromptConfig) -> Cost:
 
 
 class _CountedRun(Run):
-    """Every step is guided, and no update moves a token: whether fake numbers are finite cannot be told."""
+    """Every step is guided, of text that is the prompts'; whether fake numbers are finite cannot be told."""
+
+    def guides(self, _step: Step, _index: int) -> bool:
+        return True
+
+    def text_is_known(self, _step: Step) -> bool:
+        return True
+
+    def is_finite(self, _result: Any) -> bool:
+        return True
+
+    def record(self, _update: Update) -> None:
+        pass
+
+
+class _CountedOptimizer(TokenOptimizer):
+    """Tells the meter where the backward pass begins and ends; moves no token."""
 
     method: _CountedMethod
 
-    def guides(self, _step: Any) -> bool:
-        return True
-
-    def _loss(self, *args: Any) -> Any:
-        loss = super()._loss(*args)
+    def loss(self, *args: Any) -> Any:
+        loss = super().loss(*args)
         self.method.saved = Counter(self.method.meter.alive)
         return loss
 
-    def _gradient(self, *args: Any) -> Any:
-        result = super()._gradient(*args)
+    def gradient(self, *args: Any) -> Any:
+        result = super().gradient(*args)
         self.method.meter.backward_done()
         return result
 
-    def accepts(self, _taken: Any) -> bool:
-        return True
-
-    def _move(self, *_args: Any) -> None:
-        pass
-
-    def _record(self, *_args: Any, **_kwargs: Any) -> None:
-        pass
+    def move(self, tokens: Tensor, *_args: Any) -> Tensor:
+        return torch.ones(len(tokens), dtype=torch.bool)
 
 
 class _CountedMethod(MotionPrompt):
     run_type = _CountedRun
+    optimizer_type = _CountedOptimizer
     meter: Meter
     saved: Counter[str]
+
+    def run(self, host: Host, prompts: Sequence[str]) -> Run:
+        run = super().run(host, prompts)
+        run.optimizer.method = self
+        return run
 
     def within(self, part: str) -> Callable[..., Any]:
         """A handler that lets the meter of the moment count the wrapped function to a part."""

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 
-from mp_hooks.backbones.hooks import Hooks
+from mp_hooks.hooks import Hooks
 
 SMALL = 2**14  # elements of a tensor that may stay real: ids, frame pairs, schedules
 

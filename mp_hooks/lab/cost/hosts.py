@@ -29,7 +29,7 @@ class FullSize:
     """A host before a step.
 
     host: what an adapter takes. call, options: the arguments of its step. latents: their shape [b, c, t, h, w]. mode:
-    in which it is computed. asked: those arguments of its run that its adapter reads. steps: of the schedule.
+    in which it is computed. arguments: those of its run that its adapter reads. steps: of the schedule.
     """
 
     host: Any
@@ -37,7 +37,7 @@ class FullSize:
     options: dict[str, Any]
     latents: tuple[int, ...]
     mode: FakeWeights
-    asked: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
     prompts: Sequence[str] = (PROMPT,)
     steps: int = STEPS
 
@@ -143,7 +143,7 @@ def lavie(checkout: Path) -> Iterator[FullSize]:
         )
         with mode:
             latents, text = torch.empty(2, 4, 16, 40, 64), torch.empty(2, 77, 768)
-        yield _pipeline(pipe, mode, latents, text, asked={"guidance_scale": 7.5})
+        yield _pipeline(pipe, mode, latents, text, arguments={"guidance_scale": 7.5})
 
 
 @contextmanager

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from mp_hooks import backbones
 from mp_hooks.backbones.diffusers.schedule import clean_latents
-from mp_hooks.backbones.hooks import Hooks
 from mp_hooks.config import PRESETS
-from mp_hooks.guidance import MotionPrompt, MotionPromptConfig, Run, Step
+from mp_hooks.guidance import MotionPrompt, MotionPromptConfig, Step
+from mp_hooks.guidance.method import TokenOptimizer, Update
 from mp_hooks.guidance.schedule import guided_window
+from mp_hooks.hooks import Hooks
 from mp_hooks.lab.mini.model import sample
 
 if TYPE_CHECKING:
@@ -24,27 +25,26 @@ if TYPE_CHECKING:
 LATENT_RATE = 0.02  # of LatentGuidance, chosen like the other defaults (docs/mini.md)
 
 
-class RandomSearch(Run):
+class RandomSearch(TokenOptimizer):
     """The tokens by random search: a random step of the length Adam takes, kept for the samples whose loss it lowers.
 
     Two forward passes an iteration, which cost what one forward and backward pass do when only tokens need a gradient.
     """
 
-    def _optimise(self, step: Step) -> None:
-        config = self.config
+    def optimise(self, step: Step, record: Callable[[Update], None]) -> None:
         with torch.no_grad():
-            for _ in range(config.iterations):
-                pairs, corner = self._draw(step, self._generator)
-                noise = torch.randn(self.tokens.shape, generator=self._generator).to(self.tokens)
-                moved = self.tokens + config.learning_rate * noise
-                before, after = (self._loss(step, tokens, pairs, corner).total for tokens in (self.tokens, moved))
+            for _ in range(self.config.iterations):
+                pairs = self.draw_pairs(step)
+                noise = torch.randn(self.tokens.shape, generator=self.generator).to(self.tokens)
+                moved = self.tokens + self.config.learning_rate * noise
+                before, after = (self.loss(step, tokens, pairs).total for tokens in (self.tokens, moved))
                 self.tokens = moved.where((after < before).view(-1, 1, 1), self.tokens)
 
 
 class SearchingMotionPrompt(MotionPrompt):
     """MotionPrompt with `RandomSearch` in place of gradients."""
 
-    run_type = RandomSearch
+    optimizer_type = RandomSearch
 
 
 class LatentGuidance:
@@ -86,8 +86,8 @@ class LatentGuidance:
             with torch.enable_grad():
                 moved = clean.detach().requires_grad_()
                 frames = self.adapter.decode(moved, range(clean.shape[2])).float().transpose(1, 2)
-                corner = torch.zeros(frames.shape[1] - 1)
-                loss = self.method.objective(frames[:, :-1], frames[:, 1:], nothing, nothing[0], corner)
+                crops = torch.zeros(frames.shape[1] - 1)
+                loss = self.method.objective(frames[:, :-1], frames[:, 1:], nothing, nothing[0], crops)
                 (gradient,) = torch.autograd.grad(loss.total.sum(), moved)
             length, slope = (part.flatten(1).norm(dim=1).view(-1, 1, 1, 1, 1) for part in (clean, gradient))
             clean = clean - LATENT_RATE * length * gradient / slope.clamp(min=1e-12)

@@ -23,10 +23,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mp_hooks.backbones.diffusers.schedule import clean_latents
-from mp_hooks.backbones.hooks import Hooks
 from mp_hooks.discriminator.data import INDEX_FILE
 from mp_hooks.errors import exits_cleanly
 from mp_hooks.files import replacing
+from mp_hooks.hooks import Hooks
 from mp_hooks.lab.mini.clips import FRAME_RATE, FRAMES, captions, draw, sample_scenes
 from mp_hooks.lab.mini.model import GUIDANCE_SCALE, PACKAGED, load_pipeline, sample
 from mp_hooks.video import as_frames, write_video

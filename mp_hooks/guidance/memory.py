@@ -1,10 +1,11 @@
-"""Which of a host's blocks are computed again in the backward pass instead of keeping what they made."""
+"""What a guided step may keep in memory: which blocks are computed again, and what follows an out-of-memory."""
 
 from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psutil
@@ -13,14 +14,52 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from mp_hooks.backbones.hooks import Hooks
+from mp_hooks.guidance.contract import Host, Step
+from mp_hooks.hooks import Hooks
 
 POLICIES = {"none": (), "attention": ("attention",), "all": ("attention", "other")}  # kinds of blocks
 MARGIN = 1.2  # of the free memory over what is kept: gradients and workspace come on top
+SUB_CLIP = "sub-clip"  # what remains to try when all blocks are computed again: updates look at a part of the clip
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "status_alloc_failed")  # the last is cuDNN's and cuBLAS's
 
 
-def checkpoint_blocks(hooks: Hooks, blocks: Iterable[nn.Module]) -> None:
-    """Hook the blocks, whatever the host's own switches say.
+class Economy:
+    """Which policy of `POLICIES` guided steps keep to: the configured one, or the cheapest that fits, chosen once.
+
+    After an out-of-memory it is a stricter one, and after the strictest a part of the clip.
+    """
+
+    def __init__(self, checkpointing: str) -> None:
+        self._asked = checkpointing
+        self._levels: weakref.WeakKeyDictionary[Host, dict[torch.Size, str]] = weakref.WeakKeyDictionary()
+
+    def policy(self, host: Host, step: Step, rehearse: Callable[[], Any]) -> str:
+        """For steps of this size; `rehearse` makes an update's forward pass, to see what it keeps."""
+        levels, size = self._levels.setdefault(host, {}), step.latents.shape
+        if size not in levels and self._asked == "auto":
+            weights = [weight for module in host.modules() for weight in module.parameters()]
+            levels[size] = choose(rehearse, host.blocks(), weights, free_memory(step.latents.device))
+        level = levels.setdefault(size, self._asked)
+        return "all" if level == SUB_CLIP else level
+
+    def asks_sub_clip(self, host: Host, step: Step) -> bool:
+        """Whether updates of this size fit only where they look at a part of the clip."""
+        return self._levels.get(host, {}).get(step.latents.shape) == SUB_CLIP
+
+    def tighten(self, host: Host, step: Step) -> str | None:
+        """After an out-of-memory: what is kept to from now on, in words; None where nothing stricter is left."""
+        levels, size = self._levels.setdefault(host, {}), step.latents.shape
+        ladder = [*POLICIES, SUB_CLIP]
+        stricter = ladder[ladder.index(levels.get(size, "none")) + 1 :]
+        if not stricter:
+            return None
+        levels[size] = stricter[0]
+        return "updates look at a sub-clip" if stricter[0] == SUB_CLIP else f"checkpointing {stricter[0]}"
+
+
+@contextmanager
+def checkpointed(blocks: dict[str, list[nn.Module]], policy: str) -> Iterator[None]:
+    """Inside, the policy's blocks are computed again in the backward pass, whatever the host's own switches say.
 
     The hosts' checkpointing may be re-entrant, which torch.autograd.grad refuses, or off in eval mode.
     """
@@ -30,8 +69,14 @@ def checkpoint_blocks(hooks: Hooks, blocks: Iterable[nn.Module]) -> None:
             return original(*args, **kwargs)
         return checkpoint(original, *args, use_reentrant=False, **kwargs)
 
-    for block in blocks:
-        hooks.wrap(block, "forward", again)
+    hooks = Hooks()
+    try:
+        for kind in POLICIES[policy]:
+            for block in blocks[kind]:
+                hooks.wrap(block, "forward", again)
+        yield
+    finally:
+        hooks.remove()
 
 
 def choose(forward: Callable[[], Any], blocks: dict[str, list[nn.Module]], weights: Iterable[Tensor], free: int) -> str:
@@ -46,6 +91,14 @@ def choose(forward: Callable[[], Any], blocks: dict[str, list[nn.Module]], weigh
         if MARGIN * needed <= free:
             return policy
     return "all"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory, the device's or the computer's, did not suffice; only CUDA's has an exception of its own."""
+    told = str(error).lower()
+    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and any(words in told for words in OUT_OF_MEMORY)
+    )
 
 
 def free_memory(device: torch.device) -> int:
