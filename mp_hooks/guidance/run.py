@@ -134,7 +134,7 @@ class Run:
         result = self._guided(step) if guided else None
         if result is None:
             result = original()
-        self._keep_prediction(step, result)
+        self.step_done(step, result)
         return result
 
     def guides(self, step: Step, index: int) -> bool:
@@ -246,7 +246,7 @@ class Run:
         finally:
             optimizer.generator = generator
 
-    def _keep_prediction(self, step: Step, result: Any) -> None:
+    def step_done(self, step: Step, result: Any) -> None:
         """Keep what a step, guided or not, predicted, where the next one's sub-clip is put there."""
         wanted = self.optimizer.sub_clip is not None and self.guides(step, step.index + 1)
         clean = self.host.clean_in(step, result) if wanted else None

@@ -40,6 +40,7 @@ class AnimateDiff(MotionModules):
 
     name = "diffusers-animatediff"
     pipeline = "AnimateDiffPipeline"
+    copies_argument = None  # its call sets the number to 1
     denoiser = "unet"
     latents_argument = "sample"
     position_layers = "SinusoidalPositionalEmbedding"

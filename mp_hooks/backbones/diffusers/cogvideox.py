@@ -23,6 +23,7 @@ class CogVideoX(BatchedGuidance):
 
     name = "diffusers-cogvideox"
     pipeline = "CogVideoXPipeline"
+    copies_argument = None  # its call sets the number to 1
     attention_blocks = ("CogVideoXBlock",)
 
     def unpack(self, value: Tensor, arguments: dict[str, Any]) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mp_hooks.backbones.diffusers.pipeline import BatchedGuidance
 from mp_hooks.backbones.diffusers.text import mask_counts, t5_text
+from mp_hooks.errors import MotionPromptError
 from mp_hooks.guidance import Step
 from mp_hooks.guidance.tokens import TextInput
 
@@ -26,6 +27,15 @@ class LTX(BatchedGuidance):
     name = "diffusers-ltx"
     pipeline = "LTXPipeline"
     attention_blocks = ("LTXVideoTransformerBlock",)
+
+    def prompts(self, *args: Any, **kwargs: Any) -> list[str] | None:
+        prompts = super().prompts(*args, **kwargs)
+        if prompts is not None and 1 < self.copies < len(prompts):
+            raise MotionPromptError(
+                "LTXPipeline gives videos the masks of other prompts where several prompts have several videos each "
+                "(diffusers 0.42); call it once a prompt"
+            )
+        return prompts
 
     def unpack(self, value: Tensor, arguments: dict[str, Any]) -> Tensor:
         size = (arguments["num_frames"], arguments["height"], arguments["width"])

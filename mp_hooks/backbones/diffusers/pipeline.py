@@ -45,7 +45,7 @@ class DiffusersPipeline(Adapter):
     pipeline: ClassVar[str]  # class name
     denoiser: ClassVar[str] = "transformer"
     latents_argument: ClassVar[str] = "hidden_states"
-    copies_argument: ClassVar[str] = "num_videos_per_prompt"  # of the pipeline's call
+    copies_argument: ClassVar[str | None] = "num_videos_per_prompt"  # of the pipeline's call, None where it heeds none
 
     # --- what pipelines differ in
 
@@ -112,6 +112,11 @@ class DiffusersPipeline(Adapter):
                 f"MotionPrompt cannot guide with a step cache, which answers for the {self.denoiser} from other calls; "
                 f"call pipe.{self.denoiser}.disable_cache() first"
             )
+        if self.latents_argument not in inspect.signature(self.network.forward).parameters:
+            raise MotionPromptError(
+                f"the forward of the {self.denoiser} was replaced by one of other arguments, by a cache such as DeepCache "
+                "for one, under which MotionPrompt cannot guide; disable that first"
+            )
 
     def prompts(self, *args: Any, **kwargs: Any) -> list[str] | None:
         call = inspect.signature(self.original_run).bind(*args, **kwargs)
@@ -123,7 +128,12 @@ class DiffusersPipeline(Adapter):
         prompts = [prompt] if isinstance(prompt, str) else prompt
         if not isinstance(prompts, list) or not all(isinstance(one, str) for one in prompts):
             raise MotionPromptError("MotionPrompt needs the prompt as text, one a video; pass prompt='...' or a list")
-        return [one for one in prompts for _ in range(self.arguments.get(self.copies_argument) or 1)]
+        return [one for one in prompts for _ in range(self.copies)]
+
+    @property
+    def copies(self) -> int:
+        """Videos of each prompt."""
+        return (self.arguments.get(self.copies_argument) if self.copies_argument else None) or 1
 
     def noise_seed(self) -> int:
         given = self.arguments.get("generator")
