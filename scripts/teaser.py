@@ -31,7 +31,15 @@ SLOWER = 2  # than the clips are
 
 def main(out: Path) -> None:
     """Sample, choose, guide, draw."""
-    experiment = Experiment(str(mini.PACKAGED), 0, PROMPTS, 1, "pyramid", None, mini.guidance())
+    experiment = Experiment(
+        model=str(mini.PACKAGED),
+        seed=0,
+        prompts=PROMPTS,
+        seeds=1,
+        flow="pyramid",
+        flow_weights=None,
+        guidance=mini.guidance(),
+    )
     prompts, _, seeds = zip(*experiment.clips(), strict=True)
     pipe = mini.load_pipeline()
     plain = [as_frames(video) for video in mini.sample(prompts, seeds, pipe=pipe)]

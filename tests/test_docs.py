@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import mp_hooks
 from mp_hooks import entry, patching
 from mp_hooks.cli import main, patch
 from mp_hooks.config import PRESETS, MotionPromptConfig
@@ -257,8 +256,11 @@ def faults_of_defaults(flags: list[str], told: str) -> Iterator[str]:
 def faults_of_code(code: str) -> Iterator[str]:
     """Python: names that come from mp_hooks, and the configuration's options."""
     for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.ImportFrom) and node.module == "mp_hooks":
-            yield from (f"no name {name.name} in mp_hooks" for name in node.names if name.name not in mp_hooks.__all__)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mp_hooks":
+            for name in (alias.name for alias in node.names):
+                known = re.findall(r"\w+", source(node.module) or "")
+                if name not in known and source(f"{node.module}.{name}") is None:
+                    yield f"no name {name} in {node.module}"
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "MotionPromptConfig":
             known = {option.name for option in fields(MotionPromptConfig)}
             yield from (f"no option {keyword.arg}" for keyword in node.keywords if keyword.arg not in known)
@@ -348,6 +350,10 @@ def test_the_first_screen() -> None:
     (taken,) = re.findall(r"\$\((awk .+ README\.md)\)", (ROOT / "scripts/matrix.sh").read_text(encoding="utf-8"))
     run = subprocess.run(["bash", "-c", taken], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert [line.split("#")[0].strip() for line in run.splitlines()] == ["bash scripts/demo.sh", "bash scripts/test.sh"]
+
+
+def test_what_draws_the_clips_imports_what_is_there() -> None:
+    assert list(faults_of_code((ROOT / "scripts/teaser.py").read_text(encoding="utf-8"))) == []
 
 
 def test_the_porting_guide_shows_the_code_that_is_there() -> None:
