@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The README's two commands in a fresh clone of the last commit, on the oldest versions that setup.py allows, on the
+# The README's first two commands in a fresh clone of the last commit, on the oldest versions that setup.py allows, on the
 # newest there are, and on every Python between: bash scripts/matrix.sh [STACK ...], all of them unless told. Each has a
 # folder of its own (some GB) in build/matrix/, with a log; what cannot be installed here is said so and passed over.
 set -uo pipefail
@@ -46,7 +46,7 @@ try() {
         return
     fi
     began=$SECONDS
-    in_clone bash -exc "$(sed '1d;/^```/,$d' README.md)"
+    in_clone bash -exc "$(awk '/^```/ {fence++; next} fence == 1' README.md)"
     local failed=$?
     result="$( ((failed)) && echo FAILED || echo passed) in $((SECONDS - began)) s: $(tail -n1 "$log")"
     return $failed
