@@ -165,7 +165,7 @@ class TokenOptimizer:
         part = self.host.sub_clip(step, range(first, first + self.sub_clip))
         if part is None:
             self.sub_clip = None
-            warnings.warn("this host cannot take a part of a clip: subclip has no effect", stacklevel=2)
+            warnings.warn("no part of this clip can be had alone: subclip has no effect here", stacklevel=2)
             return step, 0
         if self.before is not None and self.before[0] == step.index - 1:
             part = replace(part, anchor=Anchor(self.before[1][:, :, first : first + part.frames]))

@@ -56,9 +56,12 @@ class AnimateDiff(MotionModules):
         return clip_text(self.host)
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        device = self.host._execution_device
-        embeds, _ = self.host.encode_prompt(list(prompts), device, 1, False, clip_skip=self.host.clip_skip)
-        return embeds
+        how = {"clip_skip": self.host.clip_skip, "lora_scale": self.lora_scale}
+        return self.host.encode_prompt(list(prompts), self.host._execution_device, 1, False, **how)[0]
+
+    def sub_clip(self, step: Step, frames: range) -> Step | None:
+        """None with FreeNoise, whose windows are cut for the whole clip."""
+        return None if self.host.free_noise_enabled else super().sub_clip(step, frames)
 
     def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
         return self.host.decode_latents(clean[:, :, list(frames)].to(self.host.vae.dtype))

@@ -114,8 +114,8 @@ class DiffusersPipeline(Adapter):
             )
         if self.latents_argument not in inspect.signature(self.network.forward).parameters:
             raise MotionPromptError(
-                f"the forward of the {self.denoiser} was replaced by one of other arguments, by a cache such as DeepCache "
-                "for one, under which MotionPrompt cannot guide; disable that first"
+                f"the forward of the {self.denoiser} has been replaced, as caches like DeepCache do, "
+                "under which MotionPrompt cannot guide; disable that first"
             )
 
     def prompts(self, *args: Any, **kwargs: Any) -> list[str] | None:
@@ -134,6 +134,11 @@ class DiffusersPipeline(Adapter):
     def copies(self) -> int:
         """Videos of each prompt."""
         return (self.arguments.get(self.copies_argument) if self.copies_argument else None) or 1
+
+    @property
+    def lora_scale(self) -> float | None:
+        """Of a LoRA on the text encoder, where the pipeline's call gives one."""
+        return (self.arguments.get("cross_attention_kwargs") or {}).get("scale")
 
     def noise_seed(self) -> int:
         given = self.arguments.get("generator")
@@ -278,7 +283,7 @@ class SingleFrames(BatchedGuidance):
     def clip_frames(self, latents: Tensor) -> int:
         return latents.shape[2]
 
-    def sub_clip(self, step: Step, frames: range) -> Step:
+    def sub_clip(self, step: Step, frames: range) -> Step | None:
         part = slice(frames.start, frames.stop)
         unconditional = self.unconditional(step)[:, :, part] if self.do_classifier_free_guidance else None
         call = Call(step.call.arguments, step.call.negative, unconditional, first=frames.start)

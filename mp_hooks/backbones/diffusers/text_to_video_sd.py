@@ -32,8 +32,8 @@ class TextToVideoSD(SingleFrames):
         return clip_text(self.host)
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        device, skip = self.host._execution_device, self.arguments["clip_skip"]
-        return self.host.encode_prompt(list(prompts), device, 1, False, clip_skip=skip)[0]
+        how = {"clip_skip": self.arguments["clip_skip"], "lora_scale": self.lora_scale}
+        return self.host.encode_prompt(list(prompts), self.host._execution_device, 1, False, **how)[0]
 
     def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
         return self.host.decode_latents(clean[:, :, list(frames)].to(self.host.vae.dtype))
