@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import atexit
 import os
-import platform
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -166,20 +165,12 @@ class Session:
 
     def _record(self, output: Path) -> None:
         """Save configuration and versions beside the host's videos in `output`, where the trace goes too."""
-        import torch
-
-        from mp_hooks import __version__
-        from mp_hooks.files import replacing
         from mp_hooks.guidance.trace import Trace
+        from mp_hooks.runs import save_configuration
 
         folder, config = output / "motionprompt", self.method.config
         if config.trace is None:
             config = replace(config, trace=str(folder / "trace.jsonl"))
             self.method.trace = Trace(config.trace)
-        config.save(folder / "config.yaml")
-        with replacing(folder / "versions.txt") as temporary:
-            temporary.write_text(
-                f"mp_hooks {__version__}\npython {platform.python_version()}\ntorch {torch.__version__}\n"
-                f"shims {' '.join(self.shims) or 'none'}\narguments {' '.join(sys.argv[1:])}\n",
-                encoding="utf-8",
-            )
+        shims, arguments = " ".join(self.shims) or "none", " ".join(sys.argv[1:])
+        save_configuration(folder, config, shims=shims, arguments=arguments)

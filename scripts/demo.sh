@@ -7,5 +7,5 @@ source scripts/environment.sh
 prepare_environment mini
 
 export OMP_NUM_THREADS=1 # one process a core
-exec "$(dirname "$("$python" -c 'import sys; print(sys.executable)')")/motionprompt" prove \
-    --arms motionprompt word --prompts 12 --seeds 1 --out runs/demo "$@"
+exec "$(dirname "$("$python" -c 'import sys; print(sys.executable)')")/motionprompt" compare \
+    --methods motionprompt word --prompts 12 --seeds 1 --out runs/demo "$@"

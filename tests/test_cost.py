@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from mp_hooks.lab import mini
 from mp_hooks.lab.cost import cost, hosts
 from mp_hooks.lab.cost.counting import FLOPS, Meter, fake_weights
 from mp_hooks.lab.experiments.tradeoff import GAINS, Point, draw, points
-from mp_hooks.lab.metrics import Kept, compare, gain_kept
+from mp_hooks.lab.metrics import GainShare, compare, gain_share
 from mp_hooks.lab.mini.model import build_pipeline
 
 
@@ -122,12 +123,12 @@ def test_a_subclip_costs_its_part_of_the_clip_and_no_unconditional_branch_of_its
     assert 2 + 4 - 0.5 < counted.guided.flops["denoiser"] / forward < 2 + 4 + 0.1
 
 
-def test_the_tradeoff_draws_every_arm(tmp_path: Path) -> None:
+def test_the_tradeoff_draws_every_method(tmp_path: Path) -> None:
     better = [1.0 + n % 3 for n in range(8)]
     exact = {name: compare([0.0] * 8, [sign * value for value in better]) for name, sign in GAINS.items()}
     half = {name: compare([0.0] * 8, [sign * value / 2 for value in better]) for name, sign in GAINS.items()}
-    kept = {name: gain_kept([0.0] * 8, better, [value / 2 for value in better]) for name in GAINS}
-    assert kept["warping"] == Kept(0.5, 0.5, 0.5)
+    kept = {name: gain_share([0.0] * 8, better, [value / 2 for value in better]) for name in GAINS}
+    assert kept["warping"] == GainShare(0.5, 0.5, 0.5)
     found = [Point("motionprompt", 2.0, 1.5, exact, kept), Point("fast", 1.2, 1.1, half, kept)]
     picture = draw(found, tmp_path).read_text(encoding="utf-8")
     assert picture.count("<!-- fast -->") == len(GAINS)
@@ -146,5 +147,19 @@ def test_seconds_and_memory_are_measured_by_turns(capsys: pytest.CaptureFixture)
 
 
 def test_a_folder_without_an_experiment_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(MotionPromptError, match="motionprompt prove --out"):
+    with pytest.raises(MotionPromptError, match="motionprompt compare --out"):
         points(tmp_path)
+
+
+def test_an_experiment_whose_discriminator_has_moved_since_is_still_read(tmp_path: Path) -> None:
+    guidance = asdict(replace(mini.guidance(), start=0.9, stop=1.0, iterations=1)) | {
+        "discriminator": "/gone/discriminator"
+    }
+    (tmp_path / "experiment.json").write_text(json.dumps({"experiment": {"guidance": guidance}, "versions": {}}))
+    measures = {name: [0.0, 1.0, 2.0] for name in GAINS}
+    better = {name: [value + 1 for value in values] for name, values in measures.items()}
+    (tmp_path / "measures.json").write_text(json.dumps({"baseline": measures, "motionprompt": better}))
+    (point,) = points(tmp_path)
+    assert point.method == "motionprompt"
+    assert point.gains["warping"].mean == 1
+    assert point.flops > 1

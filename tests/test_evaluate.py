@@ -119,6 +119,7 @@ def test_drift_compares_the_clips_highest_and_lowest_in_a_measure(
 ) -> None:
     write_trace(tmp_path / "0.jsonl", [[0.9, 0.8], [0.7, 0.5]], ["p", "q"])
     write_trace(tmp_path / "1.jsonl", [[0.6, 0.95], [0.4, 0.9]], ["r", "s"])
+    # "arm" is what experiments of old call their first column
     (tmp_path / "by.csv").write_text("arm,prompt,score\nbase,p,9\nbase,q,9\nmp,p,2\nmp,q,3\nmp,r,1\nmp,s,4\n")
     result = drift([tmp_path / "0.jsonl", tmp_path / "1.jsonl"], tmp_path / "by.csv", "score", 2, "mp")
     assert result.steps == [4, 5]
@@ -134,10 +135,10 @@ def test_drift_compares_the_clips_highest_and_lowest_in_a_measure(
     assert "0.8750" in (out / "drift.csv").read_text()
     assert main([*command, "--group", "other"]) == 2
     assert "choose one of: base, mp" in capsys.readouterr().err
-    (tmp_path / "by.csv").write_text("arm,prompt,score\nmp,p,3\nmp,q,3\nmp,r,3\nmp,s,4\n")
+    (tmp_path / "by.csv").write_text("method,prompt,score\nmp,p,3\nmp,q,3\nmp,r,3\nmp,s,4\n")
     assert main(command) == 2
     assert "the same for clips of both groups" in capsys.readouterr().err
-    (tmp_path / "by.csv").write_text("arm,prompt,score\nmp,q,2\nmp,p,3\nmp,r,1\nmp,s,4\n")
+    (tmp_path / "by.csv").write_text("method,prompt,score\nmp,q,2\nmp,p,3\nmp,r,1\nmp,s,4\n")
     assert main(command) == 2
     assert "other prompts" in capsys.readouterr().err
 

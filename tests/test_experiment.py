@@ -15,26 +15,26 @@ from mp_hooks.cli.main import main
 from mp_hooks.config import load_config
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.lab import mini
-from mp_hooks.lab.experiments.methods import ARMS
-from mp_hooks.lab.experiments.paired import Experiment, claim, load_clips
+from mp_hooks.lab.experiments.methods import METHODS
+from mp_hooks.lab.experiments.paired import Experiment, load_clips
 from mp_hooks.video import read_frames
 
 for library in ("diffusers", "scipy", "jinja2", "matplotlib"):
     pytest.importorskip(library)
 
 
-def test_prove_in_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every arm on two prompts: it differs from the baseline, is measured and shown, and is not sampled twice."""
-    out = tmp_path / "prove"
-    command = ["prove", "--out", str(out), "--prompts", "2", "--seeds", "1", "--shown", "1", "--workers", "1"]
+def test_compare_in_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every method on two prompts: it differs from the baseline, is measured and shown, and is not sampled twice."""
+    out = tmp_path / "compare"
+    command = ["compare", "--out", str(out), "--prompts", "2", "--seeds", "1", "--shown", "1", "--workers", "1"]
     command += ["--mp-start", "0.3", "--mp-stop", "0.4"]  # three guided steps
-    assert main([*command, "--arms", *ARMS]) == 0
+    assert main([*command, "--methods", *METHODS]) == 0
     printed = capsys.readouterr().out
-    assert all(arm in printed for arm in ARMS)
+    assert all(method in printed for method in METHODS)
     baseline = load_clips(out, "baseline", 0)
     assert baseline.shape == (2, 8, 3, 64, 64)
-    for arm in ARMS:
-        assert arm == "baseline" or not torch.equal(load_clips(out, arm, 0), baseline)
+    for method in METHODS:
+        assert method == "baseline" or not torch.equal(load_clips(out, method, 0), baseline)
     page = (out / "index.html").read_text()
     assert page.count("data:image/webp") == 1
     assert "<svg" in page
@@ -42,22 +42,24 @@ def test_prove_in_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         "http://creativecommons.org", ""
     )
     assert len(list((out / "side-by-side").iterdir())) == 2
-    assert set(json.loads((out / "results.json").read_text())["against baseline"]) == set(ARMS) - {"baseline"}
+    assert set(json.loads((out / "results.json").read_text())["against baseline"]) == set(METHODS) - {"baseline"}
 
     written = {path: path.stat().st_mtime_ns for path in (out / "clips").iterdir()}
-    assert main([*command, "--arms", "motionprompt"]) == 0
+    former = ["prove", *command[1:]]  # the command's name of old, and its option's
+    assert main([*former, "--arms", "motionprompt"]) == 0
+    assert set(json.loads((out / "measures.json").read_text())) == {"baseline", "motionprompt"}
     assert written == {path: path.stat().st_mtime_ns for path in (out / "clips").iterdir()}
     assert main([*command, "--seed", "5"]) == 2
-    assert "another seed" in capsys.readouterr().err
+    assert "experiment.seed" in capsys.readouterr().err
 
 
 def test_the_same_clips_may_be_measured_with_another_flow(tmp_path: Path) -> None:
     settings = {"model": "m", "prompts": 8, "seeds": 2, "guidance": mini.guidance()}
-    claim(tmp_path, Experiment(seed=1, flow="pyramid", flow_weights=None, **settings))
-    claim(tmp_path, Experiment(seed=1, flow="raft_small", flow_weights="w.pth", **settings))
+    Experiment(seed=1, flow="pyramid", flow_weights=None, **settings).claim(tmp_path)
+    Experiment(seed=1, flow="raft_small", flow_weights="w.pth", **settings).claim(tmp_path)
     assert json.loads((tmp_path / "experiment.json").read_text())["experiment"]["flow"] == "raft_small"
-    with pytest.raises(MotionPromptError, match="another seed"):
-        claim(tmp_path, Experiment(seed=2, flow="raft_small", flow_weights="w.pth", **settings))
+    with pytest.raises(MotionPromptError, match=r"\(experiment.seed\)"):
+        Experiment(seed=2, flow="raft_small", flow_weights="w.pth", **settings).claim(tmp_path)
 
 
 def test_guided_clips_depend_on_their_noise_seed_alone() -> None:
@@ -94,8 +96,8 @@ def test_generate_with_and_without(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["prove", "--arms", "baseline", "magic"], "magic"),
-        (["prove", "--prompts", "0"], "at least 1"),
+        (["compare", "--methods", "baseline", "magic"], "magic"),
+        (["compare", "--prompts", "0"], "at least 1"),
         (["generate", "--prompt", "x", "--steps", "0"], "at least 1"),
         (["generate", "--prompt", "x", "--model", "nowhere"], "no mini model"),
     ],
@@ -132,7 +134,7 @@ def test_generate_for_a_file_of_prompts(tmp_path: Path, capsys: pytest.CaptureFi
     assert (read_frames(out / names[8]).float() - first).abs().mean() < 2
     assert (read_frames(out / names[9]).float() - first).abs().mean() > 5
     assert main([*command, "--mp-iterations", "2"]) == 2
-    assert "other guidance" in capsys.readouterr().err
+    assert "guidance.iterations" in capsys.readouterr().err
     for shard in ("2/2", "x"):
         assert main([*command, "--shard", shard]) == 2
         assert "--shard" in capsys.readouterr().err

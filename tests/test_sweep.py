@@ -147,7 +147,7 @@ def test_a_cell_of_another_sweep_and_a_failing_command_are_told(spec: Path, tmp_
     with pytest.raises(MotionPromptError, match="exit code 1 from"):
         run(read_spec(spec), tmp_path / "out")
     spec.write_text(text)
-    with pytest.raises(MotionPromptError, match="another sweep"):
+    with pytest.raises(MotionPromptError, match=r"other settings \(command\)"):
         run(read_spec(spec), tmp_path / "out")
 
 

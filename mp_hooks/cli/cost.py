@@ -29,7 +29,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     add_config_flags(parser)
     parser.set_defaults(run=_cost)
 
-    parser = subparsers.add_parser("tradeoff", help="gain against cost of the arms of a finished `prove`, drawn")
+    parser = subparsers.add_parser("tradeoff", help="gain against cost of the methods of a finished `compare`, drawn")
     parser.add_argument("out", type=Path, metavar="DIR", help="folder of the experiment")
     parser.set_defaults(run=_tradeoff)
 
@@ -85,7 +85,7 @@ def _measure(config: MotionPromptConfig, rounds: int, clips: int) -> None:
         seconds, wall = shown([one.processor for one in those]), shown([one.wall for one in those])
         print(f"{kind:10}{seconds:>24}{wall:>24}{shown([one.memory / 2**20 for one in those]):>28}")
     ratios = [ours.processor / plain.processor for plain, ours in zip(found["plain"], found["guided"], strict=True)]
-    plain, guided = (operations(arm, config)[0] for arm in (BASELINE, GUIDED))
+    plain, guided = (operations(method, config)[0] for method in (BASELINE, GUIDED))
     print(f"guided to plain: {shown(ratios)} in processor seconds, {guided / plain:.2f} in FLOPs")
 
 
@@ -93,13 +93,15 @@ def _tradeoff(args: argparse.Namespace) -> int:
     from mp_hooks.lab.experiments.tradeoff import GAINS, draw, points
 
     found = points(args.out)
-    print(f"{'arm':14}{'FLOPs':>8}{'peak':>8}" + "".join(f"{name + ', mean [95 %]':>36}{'kept':>22}" for name in GAINS))
+    print(
+        f"{'method':14}{'FLOPs':>8}{'peak':>8}" + "".join(f"{name + ', mean [95 %]':>36}{'kept':>22}" for name in GAINS)
+    )
     for point in sorted(found, key=lambda point: point.flops):
-        cells = [f"{point.arm:14}{point.flops:7.2f}x{point.peak:7.2f}x"]
+        cells = [f"{point.method:14}{point.flops:7.2f}x{point.peak:7.2f}x"]
         for name in GAINS:
             gain = point.gains[name]
             interval = f"{gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
-            kept = f"{point.kept[name].part:.0%} [{point.kept[name].low:.0%}, {point.kept[name].high:.0%}]"
+            kept = f"{point.kept[name].share:.0%} [{point.kept[name].low:.0%}, {point.kept[name].high:.0%}]"
             cells.append(f"{interval:>36}{kept:>22}")
         print("".join(cells))
     print(f"drawn: {draw(found, args.out)}")

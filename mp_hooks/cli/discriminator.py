@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -161,11 +160,12 @@ def _configurations(args: argparse.Namespace) -> dict:
 def _train(args: argparse.Namespace) -> int:
     from mp_hooks.discriminator.evaluation import Gain, Score, Usefulness
     from mp_hooks.discriminator.train import train
+    from mp_hooks.processes import processes
 
     report = train(
         args.real, args.fake, args.out, **_configurations(args), by_source=args.by_source, resume=args.resume
     )
-    if int(os.environ.get("RANK", 0)):  # one process speaks
+    if processes().rank:  # one process speaks
         return 0
     print(f"held out by video: {Score(**report['by_video'])}")
     print(f"regression on mean flow and total variation: {Score(**report['by_video_floor'])}")

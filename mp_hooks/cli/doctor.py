@@ -18,7 +18,8 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 def _doctor(args: argparse.Namespace) -> int:
     import tempfile
 
-    from mp_hooks.testing.doctor import check_up, versions
+    from mp_hooks.runs import versions
+    from mp_hooks.testing.doctor import check_up
 
     print("  ".join(f"{package} {version}" for package, version in versions().items()), flush=True)
     with tempfile.TemporaryDirectory(prefix="motionprompt-doctor-") as folder:

@@ -16,7 +16,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--by", type=Path, required=True, metavar="CSV", help="a row a clip, in the same order")
     parser.add_argument("--measure", default="subject_consistency", help="its column (default: %(default)s)")
-    parser.add_argument("--group", metavar="NAME", help="take the rows of this group (or arm) only")
+    parser.add_argument("--group", metavar="NAME", help="take the rows of this group (or method) only")
     parser.add_argument("--clips", type=int, default=50, help="clips in each of both groups (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/drift"), help="folder (default: %(default)s)")
     parser.set_defaults(run=_drift)

@@ -60,11 +60,12 @@ def _generate(args: argparse.Namespace) -> int:
 def _for_prompts(args: argparse.Namespace, pipe: object, config: MotionPromptConfig | None) -> int:
     from mp_hooks.lab import mini
     from mp_hooks.lab.metrics import temporal_flickering
+    from mp_hooks.runs import save_configuration
     from mp_hooks.video import as_frames, write_video
 
     if config:
         config = replace(config, trace=config.trace or str(args.out / "trace.jsonl"))
-        _record(args.out, config)
+        save_configuration(args.out, config)
     with _guided(pipe, config):
         videos = mini.sample(args.prompt, [args.seed] * len(args.prompt), args.steps, args.guidance_scale, pipe)
     for number, (prompt, video) in enumerate(zip(args.prompt, videos, strict=True)):
@@ -82,6 +83,7 @@ def _for_file(args: argparse.Namespace, pipe: object, config: MotionPromptConfig
 
     from mp_hooks.errors import MotionPromptError
     from mp_hooks.lab import mini
+    from mp_hooks.runs import claim, save_configuration
     from mp_hooks.video import as_frames, write_video
 
     clips = _clips(args)
@@ -93,9 +95,9 @@ def _for_file(args: argparse.Namespace, pipe: object, config: MotionPromptConfig
         "guidance_scale": args.guidance_scale,
         "guidance": asdict(config) if config else None,
     }
-    _claim(args.out / "generate.json", settings)
+    claim(args.out / "generate.json", settings)
     if config:
-        _record(args.out, config)
+        save_configuration(args.out, config)
     try:
         index, shards = map(int, args.shard.split("/"))
     except ValueError:
@@ -142,28 +144,3 @@ def _clips(args: argparse.Namespace) -> list[tuple[str, str, int]]:
     if not clips or len({name for name, *_ in clips}) < len(clips):
         raise MotionPromptError(f"{args.prompts} holds no prompt, or one twice; give each prompt once")
     return clips
-
-
-def _record(out: Path, config: MotionPromptConfig) -> None:
-    """Keep what guided the clips, and with which versions, beside them."""
-    from mp_hooks.files import replacing
-    from mp_hooks.testing.doctor import versions
-
-    config.save(out / "config.yaml")
-    with replacing(out / "versions.txt") as temporary:
-        temporary.write_text("".join(f"{name} {version}\n" for name, version in versions().items()), encoding="utf-8")
-
-
-def _claim(path: Path, settings: dict) -> None:
-    """Make the folder of `path` these settings' own, or find that it is."""
-    import json
-
-    from mp_hooks.errors import MotionPromptError
-    from mp_hooks.files import replacing
-
-    if not path.is_file():
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    elif (before := json.loads(path.read_text(encoding="utf-8"))) != settings:
-        changed = ", ".join(name for name in settings if before.get(name) != settings[name])
-        raise MotionPromptError(f"{path.parent} holds clips of other {changed}; give another --out")

@@ -21,7 +21,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def _sweep(args: argparse.Namespace) -> int:
     from mp_hooks.lab.experiments.sweep import read_spec, run
-    from mp_hooks.lab.report.evaluation import differences, headline, versions, write_tables
+    from mp_hooks.lab.report.evaluation import differences, headline, write_tables
     from mp_hooks.lab.report.page import write_page
 
     spec = read_spec(args.spec)
@@ -40,7 +40,7 @@ def _sweep(args: argparse.Namespace) -> int:
         figures=[],
         columns=[],
         plots="",
-        facts=[("specification", args.spec.read_text(encoding="utf-8")), ("versions", versions())],
+        facts=[("specification", args.spec.read_text(encoding="utf-8"))],
     )
     print(f"page: {out / 'index.html'}")
     return 0

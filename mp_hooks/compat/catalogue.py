@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from mp_hooks.compat import shim, swapped
+from mp_hooks.compat.registry import shim, swapped
 
 
 def _on_cpu(device: str | None) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +26,7 @@ from mp_hooks.discriminator.model import resize_flow
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.files import replacing
 from mp_hooks.flow import FlowEstimator, load_flow
+from mp_hooks.processes import processes
 
 PLAN_FILE, SKIPPED = "plan.json", ".skipped.txt"
 CLIPS_A_SHARD = 16
@@ -59,17 +59,17 @@ def extract(
 ) -> Extraction:
     """Write the flow of a folder or list of videos (see `find_clips`) to shards in `out`, where they are missing.
 
-    Under torchrun the shards are shared among the processes by RANK and WORLD_SIZE. Clips that cannot be read or do not
-    move are left out and named, in flow-NNNNN.skipped.txt too. Clips added to the folder since get new shards. Raises
-    MotionPromptError when `out` was begun with other settings.
+    Several `processes` share the shards. Clips that cannot be read or do not move are left out and named, in
+    flow-NNNNN.skipped.txt too. Clips added to the folder since get new shards. Raises MotionPromptError when `out` was
+    begun with other settings.
     """
     out, folder = Path(out), folder_of(Path(videos))
     clips = {clip.path: clip for clip in find_clips(videos, True, exclude)}
     shards = list(enumerate(_plan(out, list(clips), estimator, settings)))
-    rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    launched = processes()
     mine = [
         (number, [clips[name] for name in names if name in clips])
-        for number, names in shards[rank::world]
+        for number, names in shards[launched.rank :: launched.world]
         if not _shard(out, number).is_file()
     ]
     done = extracted = 0
@@ -142,19 +142,19 @@ def flow_of(
     """
     folder = Path(videos)
     if not is_shards(folder):
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if processes().world > 1:
             raise MotionPromptError(
                 f"several processes train on shards, not on videos: run 'motionprompt flow extract' on {folder}"
             )
         extract(folder, cache, load_flow(estimator, weights), settings, exclude)
         folder = cache
-    made, asked = _read_plan(folder), {"flow": estimator, **asdict(settings)}
-    if differ := [key for key in ALIKE if made.get(key) != asked[key]]:
-        words = ", ".join(f"{key} {made.get(key)} and not {asked[key]}" for key in differ)
+    plan, wanted = _read_plan(folder), {"flow": estimator, **asdict(settings)}
+    if differ := [key for key in ALIKE if plan.get(key) != wanted[key]]:
+        words = ", ".join(f"{key} {plan.get(key)} and not {wanted[key]}" for key in differ)
         raise MotionPromptError(f"the shards in {folder} have {words}; ask for the same, or extract them anew")
-    if made["stored_size"] < settings.stored_size:
+    if plan["stored_size"] < settings.stored_size:
         raise MotionPromptError(
-            f"the fields in {folder} have a side of {made['stored_size']}, {settings.stored_size} were asked for; "
+            f"the fields in {folder} have a side of {plan['stored_size']}, {settings.stored_size} were asked for; "
             "give a smaller --image-size, or extract them anew"
         )
     data = read_shards(folder, real, exclude)

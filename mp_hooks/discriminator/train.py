@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import platform
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +21,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 from tqdm import tqdm
 
-from mp_hooks import __version__
 from mp_hooks.discriminator.card import write_card
 from mp_hooks.discriminator.data import (
     FlowData,
@@ -47,6 +44,8 @@ from mp_hooks.discriminator.model import DiscriminatorConfig, FlowDiscriminator
 from mp_hooks.discriminator.shards import gather
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.files import replacing
+from mp_hooks.processes import processes
+from mp_hooks.runs import claim
 
 FLOW_FOLDER, SETTINGS_FILE, REPORT_FILE = "flow", "train.json", "report.json"
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
@@ -188,8 +187,8 @@ def fit(
 
     With a `folder`, each epoch leaves a checkpoint there, from which the next call continues, and curves for
     TensorBoard where that is installed. The held-out clips are only watched: no epoch is chosen by them. With
-    `patience`, a fifth of the training clips is watched in their place, and the best epoch by these is returned. Under
-    torchrun all processes train one discriminator.
+    `patience`, a fifth of the training clips is watched in their place, and the best epoch by these is returned.
+    Several `processes` train one discriminator.
     """
     watched = held_out
     if training.patience:
@@ -204,14 +203,14 @@ def fit(
         if folder is not None:
             path = folder / CHECKPOINT
             callbacks.append(ModelCheckpoint(path.parent, filename=path.stem, enable_version_counter=False))
-        world, here = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+        launched = processes()
         trainer = pl.Trainer(
             max_epochs=training.epochs,
             precision=training.precision,  # type: ignore[arg-type]
             accelerator="auto",
-            devices=here,
-            num_nodes=world // here,
-            strategy="ddp" if world > 1 else "auto",
+            devices=launched.local_world,
+            num_nodes=launched.world // launched.local_world,
+            strategy="ddp" if launched.world > 1 else "auto",
             use_distributed_sampler=False,  # EpochOrder is one
             logger=_tensorboard(folder),
             callbacks=callbacks,
@@ -254,9 +253,9 @@ def train(
         "exclude": list(exclude),
         "pretrained": str(pretrained),
     }
-    writes = int(os.environ.get("RANK", 0)) == 0
+    writes = processes().rank == 0
     if writes:
-        _claim(out, run, resume)
+        claim(out / SETTINGS_FILE, run, begun=resume, may_change=["training.epochs"])
     data = gather(real, fake, out / FLOW_FOLDER, config.flow, settings, exclude, flow_weights)
     if by_source and not any(splits_by_source(data.clips)):
         raise MotionPromptError("a split by source needs two real and two generated sources; leave --by-source out")
@@ -327,34 +326,6 @@ def quiet_lightning() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _claim(out: Path, run: dict, resume: bool) -> None:
-    """Make `out` this run's own: fresh, or begun with the same settings and now resumed."""
-    path = out / SETTINGS_FILE
-    if resume:
-        if not path.is_file():
-            raise MotionPromptError(f"nothing to resume in {out}: {SETTINGS_FILE} is missing; leave --resume out")
-        before = json.loads(path.read_text())
-        changed = [
-            f"{part}.{name}" if isinstance(value, dict) else part
-            for part, value in run.items()
-            for name in (value if isinstance(value, dict) else [part])
-            if (before.get(part, {}).get(name) != value[name] if isinstance(value, dict) else before.get(part) != value)
-        ]
-        changed = [name for name in changed if name != "training.epochs"]
-        if changed:
-            raise MotionPromptError(
-                f"{out} was begun with other settings ({', '.join(changed)}); resume with the same, "
-                "or train into an empty folder"
-            )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise MotionPromptError(f"{out} is not an empty folder; pass --resume to continue the run in it, or another")
-    versions = {"mp_hooks": __version__, "torch": torch.__version__, "pytorch_lightning": pl.__version__}
-    with replacing(path) as temporary:
-        temporary.write_text(
-            json.dumps({**run, "versions": {**versions, "python": platform.python_version()}}, indent=2)
-        )
 
 
 def _rms(flow: Tensor) -> float:

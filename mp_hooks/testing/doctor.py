@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -12,18 +11,16 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from importlib import metadata
 from io import StringIO
 from pathlib import Path
 
-from mp_hooks import __version__, patching
+from mp_hooks import patching
 from mp_hooks.compat import needed
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.guidance.trace import read_trace
 from mp_hooks.testing import Command, tiny
 from mp_hooks.video import find_videos
 
-PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "open_clip_torch", "pytorch-lightning", "xformers")
 GUIDANCE = ["--motionprompt", "--mp-start", "0.25", "--mp-stop", "0.75", "--no-mp-progress"]  # two of four steps
 LARGEST = 10 * 2**20  # bytes; what is larger in a checkout is weights or media, which tiny weights stand in for
 
@@ -143,14 +140,3 @@ def environment() -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(filter(None, places)),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
-
-
-def versions() -> dict[str, str]:
-    """What is installed of the packages that hosts depend on."""
-    found = {"mp_hooks": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

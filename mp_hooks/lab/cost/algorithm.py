@@ -61,7 +61,8 @@ class Cost:
         """Operations of a whole run, without guidance or with it."""
         number = self.guided_steps if guided else 0
         steps = (self.steps - number) * self.plain.total + number * self.guided.total
-        return self.text.total + steps + self.decode.total
+        compared = self.text.total // 2 if guided else 0  # one encoding of the prompt, held against the host's rows
+        return self.text.total + compared + steps + self.decode.total
 
     def step_peak(self, guided: bool) -> int:
         """Most bytes at once in a step, weights included."""

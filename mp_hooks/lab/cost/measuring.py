@@ -15,7 +15,7 @@ from mp_hooks.guidance import MotionPromptConfig
 from mp_hooks.guidance.trace import peak_memory
 from mp_hooks.lab import mini
 from mp_hooks.lab.cost.counting import Meter
-from mp_hooks.lab.experiments.methods import sample_arm
+from mp_hooks.lab.experiments.methods import sample_with
 
 KINDS = ("plain", "off", "guided")  # off: patched once, and the patch removed
 PROMPT = "a red circle moving left"
@@ -41,12 +41,12 @@ def measure(config: MotionPromptConfig, rounds: int, clips: int) -> dict[str, li
     return found
 
 
-def operations(arm: str, config: MotionPromptConfig) -> tuple[int, int]:
-    """Floating-point operations and most bytes alive, weights included, of one clip sampled under an arm."""
+def operations(method: str, config: MotionPromptConfig) -> tuple[int, int]:
+    """Floating-point operations and most bytes alive, weights included, of one clip sampled under a method."""
     pipe = mini.load_pipeline()
     modules = [pipe.unet, pipe.vae, pipe.text_encoder]
     with torch.no_grad(), Meter() as meter:
-        sample_arm(arm, pipe, [PROMPT], [0], config)
+        sample_with(method, pipe, [PROMPT], [0], config)
     return meter.flops.total(), meter.peak + sum(w.nbytes for module in modules for w in module.parameters())
 
 

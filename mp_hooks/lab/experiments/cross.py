@@ -14,6 +14,7 @@ from mp_hooks.discriminator.model import DiscriminatorConfig
 from mp_hooks.discriminator.train import TrainingConfig, fit
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.files import replacing
+from mp_hooks.lab.report.plots import as_svg, new_figure
 
 
 @dataclass(frozen=True)
@@ -56,17 +57,10 @@ class CrossTable:
         self._draw(folder / "cross.svg")
 
     def _draw(self, path: Path) -> None:
-        try:
-            import matplotlib
-        except ImportError as error:
-            raise MotionPromptError("drawing the table needs matplotlib: pip install matplotlib") from error
-        matplotlib.use("svg")
-        matplotlib.rcParams["svg.hashsalt"] = "mp_hooks"
-        from matplotlib import pyplot
-
         count = len(self.names)
         areas = [[self.discriminators[row, column].auc for column in self.names] for row in self.names]
-        figure, axis = pyplot.subplots(figsize=(1.1 * count + 2, 0.8 * count + 1.5), constrained_layout=True)
+        figure = new_figure(1.1 * count + 2, 0.8 * count + 1.5)
+        axis = figure.subplots()
         image = axis.imshow(areas, vmin=0.5, vmax=1, cmap="viridis", aspect="auto")
         for i, row in enumerate(areas):
             for j, area in enumerate(row):
@@ -77,8 +71,7 @@ class CrossTable:
         axis.set_ylabel("trained on")
         figure.colorbar(image, label="AUC per flow field against real video")
         with replacing(path) as temporary:
-            figure.savefig(temporary, metadata={"Date": None})
-        pyplot.close(figure)
+            temporary.write_text(as_svg(figure), encoding="utf-8")
 
 
 def cross_generators(data: FlowData, config: DiscriminatorConfig, training: TrainingConfig) -> CrossTable:

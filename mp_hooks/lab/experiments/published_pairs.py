@@ -64,9 +64,7 @@ def preferences(model: FlowDiscriminator, data: FlowData) -> dict[str, dict[str,
                 result, baseline = (values[data.clip == numbers[role]].mean() for role in (False, True))
                 found.setdefault(source, {}).setdefault(name, []).append(bool(result > baseline))
     if not found:
-        raise MotionPromptError(
-            "no pairs: the videos' INDEX.tsv must give pair_id and pair_role (baseline, or another)"
-        )
+        raise MotionPromptError(NO_PAIRS)
     return {
         source: {name: Preference(sum(won), len(won)) for name, won in by_measure.items()}
         for source, by_measure in found.items()

@@ -1,22 +1,20 @@
-"""What `motionprompt prove` shows: a table in the terminal, files with figures, and the page."""
+"""What `motionprompt compare` shows: a table in the terminal, files with figures, and the page."""
 
 from __future__ import annotations
 
 import csv
 import json
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
 
-from mp_hooks import __version__
 from mp_hooks.config import MotionPromptConfig
 from mp_hooks.files import replacing
 from mp_hooks.flow import load_flow
 from mp_hooks.guidance.trace import read_trace
-from mp_hooks.lab.experiments.methods import ARMS, BASELINE, GUIDED
+from mp_hooks.lab.experiments.methods import BASELINE, GUIDED, METHODS
 from mp_hooks.lab.experiments.paired import CHUNK, MEASURES, Experiment, comparisons, load_clips, trace_file
 from mp_hooks.lab.metrics import neighbouring_flow
 from mp_hooks.lab.mini.clips import FRAME_RATE
@@ -29,21 +27,23 @@ RESULTS_FILE, TABLE_FILE, PAGE_FILE = "results.json", "measures.csv", "index.htm
 
 
 def table_text(experiment: Experiment, results: dict[str, dict]) -> str:
-    """Means of every arm, then each arm's paired difference to the baseline with its interval and test."""
+    """Means of every method, then each method's paired difference to the baseline with its interval and test."""
     lines = [f"{experiment.prompts} prompts x {experiment.seeds} seeds, means; seed {experiment.seed}"]
-    width = max(len(arm) for arm in results) + 2
+    width = max(len(method) for method in results) + 2
     columns = {name: max(10, len(name) + 2) for name in MEASURES}
     lines.append(" " * width + "".join(f"{name:>{size}}" for name, size in columns.items()))
-    for arm, values in results.items():
+    for method, values in results.items():
         cells = [f"{_mean(values[name]):>{size}.{MEASURES[name].digits}f}" for name, size in columns.items()]
-        lines.append(f"{arm:{width}}" + "".join(cells))
-    for arm, row in comparisons(results).items():
-        lines.append(f"\n{arm} ({ARMS[arm].title}) against {BASELINE}: mean difference [95 % interval], clips up, down")
+        lines.append(f"{method:{width}}" + "".join(cells))
+    for method, row in comparisons(results).items():
+        lines.append(
+            f"\n{method} ({METHODS[method].title}) against {BASELINE}: mean difference [95 % interval], clips up, down"
+        )
         lines += [f"  {MEASURES[name].title:40} {comparison}" for name, comparison in row.items()]
-    for arm in results:
-        if GUIDED in results and arm not in (BASELINE, GUIDED):
-            row = comparisons({name: results[name] for name in (arm, GUIDED)}, against=arm)[GUIDED]
-            lines.append(f"\n{GUIDED} against {arm}")
+    for method in results:
+        if GUIDED in results and method not in (BASELINE, GUIDED):
+            row = comparisons({name: results[name] for name in (method, GUIDED)}, against=method)[GUIDED]
+            lines.append(f"\n{GUIDED} against {method}")
             lines += [f"  {MEASURES[name].title:40} {row[name]}" for name in ("flickering", "warping", "jerk")]
     return "\n".join(lines)
 
@@ -53,17 +53,17 @@ def write_results(experiment: Experiment, results: dict[str, dict], out: Path, s
     compared = comparisons(results)
     with replacing(out / RESULTS_FILE) as path:
         summary = {
-            "means": {arm: {name: _mean(values[name]) for name in MEASURES} for arm, values in results.items()},
-            "against baseline": {arm: {n: asdict(c) for n, c in row.items()} for arm, row in compared.items()},
+            "means": {method: {name: _mean(values[name]) for name in MEASURES} for method, values in results.items()},
+            "against baseline": {method: {n: asdict(c) for n, c in row.items()} for method, row in compared.items()},
         }
         path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     clips = experiment.clips()
     with replacing(out / TABLE_FILE) as path, path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["arm", "prompt", "seed", *MEASURES])
-        for arm, values in results.items():
+        writer.writerow(["method", "prompt", "seed", *MEASURES])
+        for method, values in results.items():
             for (prompt, _, seed), *row in zip(clips, *(values[name] for name in MEASURES), strict=True):
-                writer.writerow([arm, prompt, seed, *row])
+                writer.writerow([method, prompt, seed, *row])
     columns = [BASELINE, GUIDED] if GUIDED in results else list(results)[:2]
     guided = [trace_file(out, GUIDED, chunk) for chunk in range(experiment.chunks())] if GUIDED in results else []
     records = [record for path in guided for record in read_trace(path)]
@@ -86,12 +86,12 @@ def _table(results: dict[str, dict], compared: dict[str, dict]) -> Table:
     for name, measure in MEASURES.items():
         better = {None: "", True: " (more is better)", False: " (less is better)"}[measure.higher_is_better]
         cells = [f"{_mean(results[BASELINE][name]):.{measure.digits}f}"]
-        for arm, row in compared.items():
+        for method, row in compared.items():
             c = row[name]
             difference = f"{c.mean:+.{measure.digits}f} [{c.low:+.{measure.digits}f}, {c.high:+.{measure.digits}f}]"
-            cells.append(f"{_mean(results[arm][name]):.{measure.digits}f}  ({difference})")
+            cells.append(f"{_mean(results[method][name]):.{measure.digits}f}  ({difference})")
         rows.append([measure.title + better, *cells])
-    return Table(["", BASELINE, *(f"{arm}: {ARMS[arm].title}" for arm in compared)], rows)
+    return Table(["", BASELINE, *(f"{method}: {METHODS[method].title}" for method in compared)], rows)
 
 
 def _figures(experiment: Experiment, out: Path, columns: Sequence[str], shown: int) -> list[Figure]:
@@ -99,7 +99,7 @@ def _figures(experiment: Experiment, out: Path, columns: Sequence[str], shown: i
     estimator = load_flow(experiment.flow, experiment.flow_weights)
     figures = []
     for number, (prompt, _, seed) in enumerate(experiment.clips()[:shown]):
-        parts = [load_clips(out, arm, number // CHUNK)[number % CHUNK] for arm in columns]
+        parts = [load_clips(out, method, number // CHUNK)[number % CHUNK] for method in columns]
         flows = [neighbouring_flow(part, estimator) for part in parts]
         frames = side_by_side(parts, flows)
         for suffix in (".mp4", ".gif"):
@@ -121,7 +121,6 @@ def _facts(experiment: Experiment) -> list[tuple[str, str]]:
         ("flow of the measures", experiment.flow),
         ("discriminator", Path(experiment.guidance.discriminator).name),
         ("guidance", ", ".join(f"{k} {v}" for k, v in changed.items()) or "defaults"),
-        ("versions", f"mp_hooks {__version__}, torch {torch.__version__}, Python {platform.python_version()}"),
     ]
 
 

@@ -2,13 +2,12 @@
 
 A sweep is a folder with one folder a cell. What a cell consists of (chunks of clips of the mini model, or runs of a
 command) is done once: a part has a file of its own when it is whole, so a killed sweep goes on where it was, and any
-number of processes can share the parts by torchrun's RANK and WORLD_SIZE.
+number of `processes` can share the parts.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,8 @@ from mp_hooks.errors import MotionPromptError
 from mp_hooks.files import replacing
 from mp_hooks.lab.metrics.evaluation import Evaluation, evaluate
 from mp_hooks.lab.metrics.measures import Settings
+from mp_hooks.processes import processes
+from mp_hooks.runs import claim
 from mp_hooks.video import find_videos
 
 PLAIN = "plain"  # in place of a cell's options: sampled without guidance
@@ -126,8 +127,9 @@ def run(spec: Spec, out: Path) -> Evaluation | None:
     for name, config in spec.configurations.items():
         sampler.claim(name, config, folders[name])
     todo = [(name, part) for part in range(sampler.parts) for name in folders]
-    rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
-    for name, part in tqdm(todo[rank::world], desc="sweep", unit="part", disable=rank > 0):
+    launched = processes()
+    share = todo[launched.rank :: launched.world]
+    for name, part in tqdm(share, desc="sweep", unit="part", disable=launched.rank > 0):
         if not sampler.done(part, folders[name]):
             sampler.do(spec.configurations[name], part, folders[name])
     if any(not sampler.done(part, folders[name]) for name, part in todo):
@@ -145,7 +147,7 @@ class MiniSampler:
 
         if not all(isinstance(value, int) and value > 0 for value in (spec.prompts, spec.seeds)):
             raise MotionPromptError("without a command, prompts and seeds are numbers of 1 or more: how many of each")
-        self.arms = {True: BASELINE, False: GUIDED}
+        self.methods = {True: BASELINE, False: GUIDED}
         self.experiments = {
             config: Experiment(
                 model=str(mini.PACKAGED),
@@ -158,18 +160,16 @@ class MiniSampler:
             )
             for config in spec.configurations.values()
         }
-        self.any = next(iter(self.experiments.values()))
-        self.parts = self.any.chunks()
+        self.first = next(iter(self.experiments.values()))
+        self.parts = self.first.chunks()
 
     def claim(self, cell: str, config: MotionPromptConfig | None, folder: Path) -> None:
-        from mp_hooks.lab.experiments.paired import claim
-
-        claim(folder, self.experiments[config])
+        self.experiments[config].claim(folder)
 
     def do(self, config: MotionPromptConfig | None, part: int, folder: Path) -> None:
         from mp_hooks.lab.experiments.paired import sample_and_measure
 
-        rows = sample_and_measure(self.experiments[config], self.arms[config is None], part, folder)
+        rows = sample_and_measure(self.experiments[config], self.methods[config is None], part, folder)
         with replacing(self._file(part, folder)) as temporary:
             temporary.write_text(json.dumps(rows) + "\n", encoding="utf-8")
 
@@ -184,11 +184,11 @@ class MiniSampler:
             parts = (json.loads(self._file(part, folder).read_text(encoding="utf-8")) for part in range(self.parts))
             rows = [row for part in parts for row in part]
             values[name] = {measure: [row[measure] for row in rows] for measure in MEASURES}
-        clips = [f"{prompt} (seed {seed})" for prompt, _, seed in self.any.clips()]
+        clips = [f"{prompt} (seed {seed})" for prompt, _, seed in self.first.clips()]
         return Evaluation(clips, values, {}, MEASURES)
 
     def _file(self, part: int, folder: Path) -> Path:
-        return folder / "measures" / f"{part:03d}-{self.any.flow}.json"
+        return folder / "measures" / f"{part:03d}-{self.first.flow}.json"
 
 
 class CommandSampler:
@@ -202,17 +202,11 @@ class CommandSampler:
             raise MotionPromptError(f"the command must hold {{out}}; it may hold {', '.join(PLACEHOLDERS)}")
 
     def claim(self, cell: str, config: MotionPromptConfig | None, folder: Path) -> None:
-        about = {"cell": cell, "command": list(self.spec.command), "prompts": str(self.spec.prompts)}
-        about["guidance"] = asdict(config) if config else None
-        path = folder / "cell.json"
-        if path.is_file():
-            if json.loads(path.read_text(encoding="utf-8")) != about:
-                raise MotionPromptError(f"{folder} holds a cell of another sweep; give another --out")
-            return
-        if config:
+        guidance = asdict(config) if config else None
+        settings = {"cell": cell, "command": list(self.spec.command), "prompts": str(self.spec.prompts)}
+        claim(folder / "cell.json", {**settings, "guidance": guidance})
+        if config and not (folder / "config.yaml").is_file():
             config.save(folder / "config.yaml")
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
     def do(self, config: MotionPromptConfig | None, part: int, folder: Path) -> None:
         videos = self._videos(part, folder)

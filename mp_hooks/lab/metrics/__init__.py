@@ -1,8 +1,8 @@
 """Measures of a clip's coherence and motion, VBench's and others, and the statistics of paired comparisons."""
 
+from mp_hooks.lab.metrics.comparison import Comparison, GainShare, compare, gain_share
 from mp_hooks.lab.metrics.evaluation import Evaluation, evaluate, groups_of_folders, groups_of_suffixes
 from mp_hooks.lab.metrics.measures import MEASURES, MISSING, VBENCH, Measure, Measurer, Settings
-from mp_hooks.lab.metrics.paired import Comparison, Kept, compare, gain_kept
 from mp_hooks.lab.metrics.temporal import (
     dynamic_degree,
     flow_jerk,
@@ -19,7 +19,7 @@ __all__ = [
     "VBENCH",
     "Comparison",
     "Evaluation",
-    "Kept",
+    "GainShare",
     "Measure",
     "Measurer",
     "Settings",
@@ -29,7 +29,7 @@ __all__ = [
     "flow_jerk",
     "flow_length",
     "flow_variation",
-    "gain_kept",
+    "gain_share",
     "groups_of_folders",
     "groups_of_suffixes",
     "neighbouring_flow",

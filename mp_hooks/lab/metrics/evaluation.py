@@ -15,8 +15,8 @@ from tqdm import tqdm
 from mp_hooks import __version__
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.files import replacing
+from mp_hooks.lab.metrics.comparison import Comparison, compare
 from mp_hooks.lab.metrics.measures import MEASURES, VBENCH, Measure, Measurer, Settings
-from mp_hooks.lab.metrics.paired import Comparison, compare
 from mp_hooks.lab.metrics.vbench import measure_with_vbench
 from mp_hooks.video import SUFFIXES, find_videos
 

@@ -2,17 +2,17 @@
 
 from mp_hooks.lab.mini.clips import FRAME_RATE, clean_clips
 from mp_hooks.lab.mini.model import GUIDANCE, PACKAGED, guidance, load_pipeline, sample
-from mp_hooks.lab.mini.reading import Reading, jerk, read_clip
+from mp_hooks.lab.mini.tracking import TrackedObject, jerk, track_object
 
 __all__ = [
     "FRAME_RATE",
     "GUIDANCE",
     "PACKAGED",
-    "Reading",
+    "TrackedObject",
     "clean_clips",
     "guidance",
     "jerk",
     "load_pipeline",
-    "read_clip",
     "sample",
+    "track_object",
 ]

@@ -1,7 +1,7 @@
 """How well the mini model's samples match held-out captions, and how often they show temporal faults.
 
 `python -m mp_hooks.lab.mini.evaluate --samples 200 --seed S` prints both; the clips are read by classical means
-(mp_hooks.lab.mini.reading), whose own accuracy on drawn clips is printed first.
+(mp_hooks.lab.mini.tracking), whose own accuracy on drawn clips is printed first.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from mp_hooks.errors import exits_cleanly
 from mp_hooks.files import replacing
 from mp_hooks.lab.mini.clips import captions, draw, sample_scenes
 from mp_hooks.lab.mini.model import GUIDANCE_SCALE, PACKAGED, load_pipeline, sample
-from mp_hooks.lab.mini.reading import Reading, jerk, read_clip
+from mp_hooks.lab.mini.tracking import TrackedObject, jerk, track_object
 
 ATTRIBUTES = ("colour", "shape", "direction")
 
 
-def match_counts(readings: Sequence[Reading], wanted: Sequence[tuple[str, str, str]]) -> dict[str, int]:
+def match_counts(objects: Sequence[TrackedObject], wanted: Sequence[tuple[str, str, str]]) -> dict[str, int]:
     """How many clips show the wanted colour, shape, direction, and all three."""
-    pairs = zip(readings, wanted, strict=True)
-    hits = [[r == w for r, w in zip(reading.attributes, wish, strict=True)] for reading, wish in pairs]
+    pairs = zip(objects, wanted, strict=True)
+    hits = [[r == w for r, w in zip(tracked.attributes, wish, strict=True)] for tracked, wish in pairs]
     return {**{name: sum(row[i] for row in hits) for i, name in enumerate(ATTRIBUTES)}, "all": sum(map(all, hits))}
 
 
@@ -39,12 +39,12 @@ def flicker(videos: Tensor) -> Tensor:
     return videos.mean((1, 3, 4)).diff(n=2, dim=1).abs().mean(1) * 127.5
 
 
-def fault_figures(videos: Tensor, readings: Sequence[Reading]) -> dict[str, list[float]]:
+def fault_figures(videos: Tensor, objects: Sequence[TrackedObject]) -> dict[str, list[float]]:
     """Per clip: flicker (levels), jerk (pixels per frame cubed), frames in which the object is missing."""
     return {
         "flicker": flicker(videos).tolist(),
-        "jerk": [jerk(reading.path) for reading in readings],
-        "missing": [float(reading.path[:, 0].isnan().sum()) for reading in readings],
+        "jerk": [jerk(tracked.path) for tracked in objects],
+        "missing": [float(tracked.path[:, 0].isnan().sum()) for tracked in objects],
     }
 
 
@@ -55,18 +55,18 @@ def evaluate(model: Path, samples: int, seed: int, steps: int, guidance_scale: f
     scenes = sample_scenes(samples, generator, held_out=held_out)
     scenes.words[:, 1] = False  # plain prompts: the model itself decides whether a fault appears
     clean, faulty = draw(scenes.without_faults()), draw(scenes)
-    clean_readings = [read_clip(video) for video in tqdm(clean, desc="drawn clips")]
-    faulty_readings = [read_clip(video) for video in faulty]
+    clean_objects = [track_object(video) for video in tqdm(clean, desc="drawn clips")]
+    faulty_objects = [track_object(video) for video in faulty]
     prompts, seeds, videos = captions(scenes), range(seed * 100_000, seed * 100_000 + samples), []
     for start in tqdm(range(0, samples, 10), desc="sampling", unit="batch"):
         part = slice(start, start + 10)
         videos.append(sample(prompts[part], seeds[part], steps, guidance_scale, pipe))
     video = torch.cat(videos)
-    readings = [read_clip(clip) for clip in tqdm(video, desc="reading")]
+    objects = [track_object(clip) for clip in tqdm(video, desc="tracking")]
     figures = {
-        "clean drawn": fault_figures(clean, clean_readings),
-        "drawn with the training set's faults": fault_figures(faulty, faulty_readings),
-        "sampled": fault_figures(video, readings),
+        "clean drawn": fault_figures(clean, clean_objects),
+        "drawn with the training set's faults": fault_figures(faulty, faulty_objects),
+        "sampled": fault_figures(video, objects),
     }
     # A clip is called faulty beyond what 99 of 100 clean drawn clips show.
     limits = {name: torch.tensor(values).nanquantile(0.99).item() for name, values in figures["clean drawn"].items()}
@@ -76,8 +76,8 @@ def evaluate(model: Path, samples: int, seed: int, steps: int, guidance_scale: f
         "steps": steps,
         "guidance_scale": guidance_scale,
         "captions": "held-out combinations" if held_out else "training combinations",
-        "read off clean drawn clips": match_counts(clean_readings, scenes.attributes()),
-        "read off samples": match_counts(readings, scenes.attributes()),
+        "read off clean drawn clips": match_counts(clean_objects, scenes.attributes()),
+        "read off samples": match_counts(objects, scenes.attributes()),
         "faults": {source: _summary(values, limits) for source, values in figures.items()},
     }
 

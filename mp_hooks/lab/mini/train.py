@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from mp_hooks.errors import MotionPromptError, exits_cleanly
+from mp_hooks.errors import exits_cleanly
 from mp_hooks.files import replacing
 from mp_hooks.lab.mini.clips import DIRECTIONS, FRAMES, captions, draw, sample_scenes
 from mp_hooks.lab.mini.model import LATENT_CHANNELS, build_pipeline, load_pipeline
+from mp_hooks.runs import claim
 
 if TYPE_CHECKING:
     from diffusers import AnimateDiffPipeline, AutoencoderKL
@@ -378,19 +379,11 @@ def _moments(latents: Tensor, config: TrainingConfig) -> tuple[Tensor, Tensor]:
 
 
 def train(config: TrainingConfig, out: Path, resume: bool) -> Path:
-    """Run or resume a training; returns the folder of the finished pipeline.
+    """Begin a training, or with `resume` go on with the one in `out`; returns the folder of the finished pipeline.
 
-    Raises MotionPromptError when `out` holds a run and resume is not asked for, or one with other settings.
+    Raises MotionPromptError where `out` holds a run with other settings, or without `resume` anything at all.
     """
-    settings = out / "config.json"
-    if settings.is_file():
-        if not resume:
-            raise MotionPromptError(f"{out} already holds a run; add --resume, or choose another --out")
-        before = TrainingConfig(**json.loads(settings.read_text(encoding="utf-8")))
-        if before != config:
-            raise MotionPromptError(f"{out} was started with other settings ({settings}); repeat those, or start anew")
-    with replacing(settings) as path:
-        path.write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
+    claim(out / "config.json", asdict(config), begun=None if resume else False)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

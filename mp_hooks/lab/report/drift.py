@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from mp_hooks.errors import MotionPromptError, unknown_name
 from mp_hooks.guidance.trace import read_trace
+from mp_hooks.lab.report.plots import as_svg, new_figure
 from mp_hooks.lab.report.tables import Table
 
 
@@ -119,13 +119,8 @@ def drift(traces: Sequence[Path], by: Path, measure: str, clips: int, group: str
 
 def drift_plot(result: Drift) -> str:
     """Both mean curves with their standard errors, as an SVG element."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "mp_hooks"  # the same picture for the same runs
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(5, 3.2), constrained_layout=True)
+    figure = new_figure(5, 3.2)
+    axis = figure.subplots()
     for label, cosines, colour, style in (
         ("highest", result.highest, "#2563a8", "-"),
         ("lowest", result.lowest, "#c2571a", "--"),
@@ -137,10 +132,7 @@ def drift_plot(result: Drift) -> str:
     axis.set_ylabel("cosine of T to T0")
     axis.legend(title=result.measure, frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None})
-    pyplot.close(figure)
-    return stream.getvalue()[stream.getvalue().index("<svg") :]
+    return as_svg(figure)
 
 
 def _error(cosines: Tensor) -> Tensor:

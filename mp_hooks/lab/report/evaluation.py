@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import csv
 import math
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import torch
-
-from mp_hooks import __version__
 from mp_hooks.files import replacing
 from mp_hooks.flow import load_flow
 from mp_hooks.lab.metrics.evaluation import Evaluation, Groups
@@ -97,14 +93,9 @@ def write_evaluation(
         figures=list(_figures(evaluation, groups, settings, shown)),
         columns=list(groups),
         plots=plots,
-        facts=[*facts, *remarks, ("measured with", versions())],
+        facts=[*facts, *remarks],
     )
     return out / "index.html"
-
-
-def versions() -> str:
-    """Of what computed the figures, in one line."""
-    return f"mp_hooks {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
 
 
 def _parts(evaluation: Evaluation) -> list[tuple[str, Evaluation]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.files import replacing
 from mp_hooks.lab.report.tables import Table
+from mp_hooks.runs import versions
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def write_page(
 ) -> None:
     """Write the page; `columns` name what each figure shows from left to right, `plots` is an SVG element or "".
 
-    `facts` are names and values: configuration, versions, and whatever a reader needs to repeat it.
+    `facts` are names and values: configuration, and whatever a reader needs to repeat it; versions are added.
     """
     try:
         from jinja2 import Environment
@@ -42,6 +43,7 @@ def write_page(
     template = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
     parts = {"title": title, "lead": lead, "tables": tables, "figures": figures, "columns": columns, "plots": plots}
-    text = page.render(**parts, facts=facts)
+    measured_with = ", ".join(f"{name} {version}" for name, version in versions().items())
+    text = page.render(**parts, facts=[*facts, ("measured with", measured_with)])
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

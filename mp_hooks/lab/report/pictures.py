@@ -13,6 +13,7 @@ from torch import Tensor
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.flow import draw_flow
 from mp_hooks.lab.metrics.temporal import NeighbouringFlow
+from mp_hooks.lab.report.plots import as_svg, new_figure
 
 GAP = 2  # pixels between the parts, white
 
@@ -45,12 +46,6 @@ def trace_plots(records: Sequence[dict]) -> str:
 
     `records` are those of one or more trace files; returns an SVG element. The x axis counts a sampling's updates.
     """
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "mp_hooks"  # the same picture for the same trace
-    from matplotlib import pyplot
-
     updates: dict[tuple[int, int], list[dict]] = {}
     for record in records:
         if record["event"] == "iteration":
@@ -65,26 +60,25 @@ def trace_plots(records: Sequence[dict]) -> str:
     }
     if not updates:
         raise MotionPromptError("the trace holds no update of the tokens; was no step guided?")
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(3.1 * len(panels), 2.4), constrained_layout=True)
-    for axis, (title, key) in zip(axes, panels.items(), strict=True):
+    figure = new_figure(3.1 * len(panels), 2.4)
+    for axis, (title, key) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         values = [torch.tensor([v for record in updates[at] for v in record[key]]) for at in order]
         middle = [value.mean().item() for value in values]
         low, high = ([value.quantile(q).item() for value in values] for q in (0.1, 0.9))
-        places = range(1, len(order) + 1)
-        axis.fill_between(places, low, high, color="#2563a8", alpha=0.18, linewidth=0)
-        axis.plot(places, middle, color="#2563a8", marker=".", markersize=4)
-        for place, (step, iteration) in zip(places, order, strict=True):
+        positions = range(1, len(order) + 1)
+        axis.fill_between(positions, low, high, color="#2563a8", alpha=0.18, linewidth=0)
+        axis.plot(positions, middle, color="#2563a8", marker=".", markersize=4)
+        for position, (step, iteration) in zip(positions, order, strict=True):
             if iteration == 0:
-                axis.axvline(place - 0.5, color="#bbbbbb", linewidth=0.6, zorder=0)
-                axis.annotate(str(step), (place, 1.01), xycoords=("data", "axes fraction"), fontsize=6, color="#777777")
+                axis.axvline(position - 0.5, color="#bbbbbb", linewidth=0.6, zorder=0)
+                axis.annotate(
+                    str(step), (position, 1.01), xycoords=("data", "axes fraction"), fontsize=6, color="#777777"
+                )
         axis.set_title(title, fontsize=9, pad=12)
         axis.set_xlabel("update (small: step)", fontsize=7)
         axis.tick_params(labelsize=7)
         axis.spines[["top", "right"]].set_visible(False)
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None})
-    pyplot.close(figure)
-    return stream.getvalue()[stream.getvalue().index("<svg") :]
+    return as_svg(figure)
 
 
 def _padded_below(clip: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Reading a clip back by classical means: what moves, in which colour and shape, and along which path."""
+"""The moving object of a clip, found by classical means: its colour, its shape, and the path it takes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ SMALLEST_MOVE = 3.0  # pixels from the first to the last frame
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What was read off one clip; an attribute that cannot be read is None.
+class TrackedObject:
+    """The object found in one clip; an attribute that cannot be told is None.
 
     path is [t, 2], the object's centroid (x, y) in pixels, NaN where the frame holds no object.
     """
@@ -33,8 +33,8 @@ class Reading:
         return self.colour, self.shape, self.direction
 
 
-def read_clip(video: Tensor) -> Reading:
-    """Read one clip [3, t, h, w] in [-1, 1]."""
+def track_object(video: Tensor) -> TrackedObject:
+    """Find the object of one clip [3, t, h, w] in [-1, 1]."""
     pixels = (video.detach().float().clamp(-1, 1) + 1) / 2
     saturation = pixels.amax(0) - pixels.amin(0)
     mask = ((saturation - SATURATION) / 0.15).clamp(0, 1)
@@ -47,9 +47,9 @@ def read_clip(video: Tensor) -> Reading:
     present = area > SMALLEST_AREA
     path = torch.where(present[:, None], centre, torch.full_like(centre, float("nan")))
     if int(present.sum()) < 3:
-        return Reading(None, None, None, path)
+        return TrackedObject(None, None, None, path)
     colour = _colour(pixels[:, present], mask[present])
-    return Reading(colour, _shape(mask[present], centre[present], area[present]), _direction(path), path)
+    return TrackedObject(colour, _shape(mask[present], centre[present], area[present]), _direction(path), path)
 
 
 def jerk(path: Tensor) -> float:

@@ -53,30 +53,30 @@ def compare(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Comparison
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Which part of one arm's mean gain another has, with its bootstrapped 95 % interval."""
+class GainShare:
+    """The share of one method's mean gain that another has, with its bootstrapped 95 % interval."""
 
-    part: float
+    share: float
     low: float
     high: float
 
 
-def gain_kept(reference: Sequence[float], exact: Sequence[float], other: Sequence[float], seed: int = 0) -> Kept:
+def gain_share(reference: Sequence[float], exact: Sequence[float], other: Sequence[float], seed: int = 0) -> GainShare:
     """mean(other - reference) / mean(exact - reference), and its percentile bootstrap over the clips of all three."""
     base = np.asarray(reference, dtype=float)
     gains = [np.asarray(values, dtype=float) - base for values in (other, exact)]
 
-    def part(ours: np.ndarray, theirs: np.ndarray, axis: int = -1) -> np.ndarray:
+    def share(ours: np.ndarray, theirs: np.ndarray, axis: int = -1) -> np.ndarray:
         return ours.mean(axis) / theirs.mean(axis)
 
     interval = (
         _scipy_stats()
         .bootstrap(
-            gains, part, paired=True, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(seed)
+            gains, share, paired=True, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(seed)
         )
         .confidence_interval
     )
-    return Kept(float(part(*gains)), float(interval.low), float(interval.high))
+    return GainShare(float(share(*gains)), float(interval.low), float(interval.high))
 
 
 def _scipy_stats() -> Any:
