@@ -38,7 +38,7 @@ EXTRAS = {
     # Style and types are checked with the tests; Selenium votes through a study where there is a Chromium.
     "test": [
         *("pytest>=7", "pytest-xdist", "pytest-cov", "hypothesis", "ruff", "mypy", "types-PyYAML", "types-tqdm"),
-        *("opencv-python-headless", "timm", "selenium", *MINI),
+        *("opencv-python-headless", "timm", "selenium", "torchsde", *MINI),
     ],
     "bench": ["opencv-python-headless", "matplotlib"],
 }

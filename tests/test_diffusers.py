@@ -1,4 +1,4 @@
-"""The diffusers adapter beyond the kit: schedulers, FreeNoise, gradients, refusals."""
+"""The diffusers adapter beyond the kit: FreeNoise, gradients, refusals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from mp_hooks import backbones
-from mp_hooks.backbones.diffusers.schedule import alpha_bar
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.testing.diffusers import WORDS, AnimateDiffCase, LTXCase, WanCase
 
@@ -30,17 +29,6 @@ def pipe() -> Iterator[Any]:
 def _unpatched_afterwards(pipe: Any) -> Iterator[None]:
     yield
     backbones.remove_patch(pipe)
-
-
-@pytest.mark.parametrize(
-    "name", ["DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "PNDMScheduler", "LCMScheduler"]
-)
-def test_abar_is_that_of_the_schedule(name: str) -> None:
-    scheduler = getattr(diffusers, name).from_config({"beta_schedule": "linear"})
-    scheduler.set_timesteps(10)
-    for timestep in scheduler.timesteps:
-        expected = float(scheduler.alphas_cumprod[round(float(timestep))])
-        assert alpha_bar(scheduler, float(timestep)) == pytest.approx(expected, rel=0.02)
 
 
 def test_free_noise_is_guided(pipe: Any) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mp_hooks.backbones.base import Adapter, Site
-from mp_hooks.backbones.diffusers.schedule import clean_latents, schedule_index
+from mp_hooks.backbones.diffusers.schedule import check_scheduler, clean_latents, schedule_step
 from mp_hooks.compat import swapped
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.guidance import Step, full_precision
@@ -122,6 +122,7 @@ class DiffusersPipeline(Adapter):
         call = inspect.signature(self.original_run).bind(*args, **kwargs)
         if call.arguments["self"] is not self.host:
             return None
+        check_scheduler(self.host.scheduler)
         call.apply_defaults()
         self.arguments = call.arguments
         prompt = self.arguments.get("prompt")
@@ -161,12 +162,12 @@ class DiffusersPipeline(Adapter):
     def step(self, latents: Tensor, rows: Tensor, call: Call) -> Step:
         """The step of this call, from the conditional branch's latents [b, c, t, h, w] and text rows [b, l, d]."""
         timestep = float(torch.as_tensor(call.arguments.arguments["timestep"]).flatten()[0])
-        scheduler = self.host.scheduler
+        index, total = schedule_step(self.host.scheduler, timestep)
         return Step(
             latents=latents,
             conditioning=rows,
-            index=schedule_index(scheduler, timestep),
-            total=len(scheduler.timesteps),
+            index=index,
+            total=total,
             timestep=timestep,
             frames=self.clip_frames(latents),
             call=call,
