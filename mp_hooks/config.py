@@ -18,9 +18,20 @@ CHECKPOINTING = ("auto", "none", "attention", "all")  # in backbones.checkpointi
 PRECISIONS = ("host", "float32")
 OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}  # name: class in torch.optim
 
-# What is cheaper than the exact algorithm, and approximates it: docs/cost.md has each one's price and gain.
+# "exact" is the paper's algorithm with this project's photometric term. "paper" is what of the paper's settings was
+# available to us; its flow is RAFT's, but a discriminator knows only the flow it was trained with, so that stays.
+# The others approximate "exact" and are cheaper: docs/cost.md has each one's price and gain.
 PRESETS: dict[str, dict[str, Any]] = {
     "exact": {},
+    "paper": {
+        "tokens": 1,
+        "placement": "end",
+        "init_word": "authentic",
+        "iterations": 3,
+        "start": 0.08,
+        "stop": 0.30,
+        "lambda_photo": 0.0,
+    },
     "balanced": {"subclip": 4, "iterations": 4},
     "fast": {"subclip": 4, "iterations": 4, "decoder": "taesd"},
 }
@@ -34,9 +45,9 @@ def _option(default: Any, help: str, **limits: Any) -> Any:
 class MotionPromptConfig:
     """Everything that steers guidance.
 
-    Token count, word, place, iterations and window are the paper's defaults (arXiv 2411.15540). The paper does
-    not print the loss weights, learning rate, optimiser, pairs or flow size: those are this project's own, and so is
-    the photometric term.
+    Token count, word, place, iterations and window are the paper's defaults (arXiv 2411.15540). Loss weights, learning
+    rate, optimiser, pairs and flow size are this project's own: the paper has a table of its hyper-parameters for each
+    model (its Table 5), whose cells were not available to us. The photometric term is this project's too.
     Raises MotionPromptError for a value out of range.
     """
 
@@ -148,7 +159,12 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("MotionPrompt")
     group.add_argument("--mp-config", metavar="FILE", default=None, help="YAML file of the options below")
     group.add_argument(
-        "--mp-preset", choices=PRESETS, default="exact", help="cost: exact, or less for an approximation"
+        "--mp-preset",
+        choices=PRESETS,
+        default="exact",
+        help="exact: the exact algorithm with this project's photometric term; paper: the paper's settings as far as "
+        "they are known here, with the discriminator's own flow; balanced, fast: cheaper approximations of exact "
+        "(default: exact)",
     )
     for option in fields(MotionPromptConfig):
         flag = "--mp-" + option.name.replace("_", "-")

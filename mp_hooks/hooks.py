@@ -48,6 +48,11 @@ def _bind(handler: Around, call: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args, **kwargs: handler(call, *args, **kwargs)
 
 
+def site_name(owner: Any, name: str) -> str:
+    """An attribute to wrap as "Class.attribute"."""
+    return f"{owner.__name__ if isinstance(owner, type) else type(owner).__name__}.{name}"
+
+
 class Hooks:
     """The hooks of one patch. `remove` leaves every object as it was before `wrap`, by identity."""
 
@@ -62,10 +67,9 @@ class Hooks:
         silently missing.
         """
         if not callable(getattr(owner, name, None)):
-            where = owner.__name__ if isinstance(owner, type) else type(owner).__name__
             raise MotionPromptError(
-                f"nothing to hook: {where} has no '{name}'; this version of the host is not supported, see "
-                "mp-patch --list for the commit that is"
+                f"nothing to hook: there is no {site_name(owner, name)}; this version of the host is not supported, "
+                "see mp-patch --list for the commit that is"
             )
         key = (id(owner), name)
         with _lock:
@@ -75,6 +79,9 @@ class Hooks:
             site.handlers += (around,)
         self._wrapped.append((site, around))
         return site.original
+
+    def __repr__(self) -> str:
+        return f"<Hooks on {', '.join(site_name(site.owner, site.name) for site, _ in self._wrapped) or 'nothing'}>"
 
     def remove(self) -> None:
         """Take these hooks away; other patches of the same sites stay."""

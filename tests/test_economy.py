@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from mp_hooks import backbones
 from mp_hooks.backbones import base
+from mp_hooks.config import MotionPromptConfig
 from mp_hooks.errors import MotionPromptError
-from mp_hooks.guidance import MotionPrompt, MotionPromptConfig, Run, Step, memory
+from mp_hooks.guidance import MotionPrompt, Run, Step, memory
 from mp_hooks.guidance.contract import Anchor
 from mp_hooks.guidance.decoder import TinyDecoder
 from mp_hooks.guidance.memory import MARGIN, choose

@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mp_hooks import config as configuration
-from mp_hooks.config import add_config_flags, config_from_flags
+from mp_hooks.config import MotionPromptConfig, add_config_flags, config_from_flags, load_config
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.flow.warping import warp
-from mp_hooks.guidance import MotionPromptConfig, load_config
 from mp_hooks.guidance.objective import (
     TYPICAL_LENGTH,
     VARIATIONS,
@@ -241,8 +240,18 @@ def test_a_preset_gives_way_to_file_and_flags(tmp_path: Path) -> None:
     assert config == load_config(**{**configuration.PRESETS["fast"], "subclip": 6})
     assert config_from_flags(parser.parse_args([*flags, "--mp-iterations", "5"])).iterations == 5
     assert load_config(preset="exact") == MotionPromptConfig()
-    with pytest.raises(MotionPromptError, match="balanced, exact, fast"):
+    with pytest.raises(MotionPromptError, match="balanced, exact, fast, paper"):
         load_config(preset="quick")
+
+
+def test_the_paper_is_one_word() -> None:
+    """Its loss, window, tokens and updates, exactly computed, whatever the defaults become."""
+    config = load_config(preset="paper")
+    assert (config.lambda_photo, config.tokens, config.init_word, config.placement) == (0, 1, "authentic", "end")
+    assert config.iterations == 3
+    assert list(guided_window(50, config.start, config.stop)) == list(range(4, 15))
+    assert (config.subclip, config.decoder, config.flow) == (None, None, None)
+    assert configuration.PRESETS["paper"].keys() > {"tokens", "iterations", "start", "stop", "lambda_photo"}
 
 
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:

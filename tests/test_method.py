@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from mp_hooks import backbones
+from mp_hooks.config import MotionPromptConfig
 from mp_hooks.errors import MotionPromptError
-from mp_hooks.guidance import MotionPromptConfig
 from mp_hooks.guidance.numerics import weights_in_float32
 from mp_hooks.guidance.objective import Loss
 from mp_hooks.guidance.trace import read_trace

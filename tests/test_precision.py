@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from mp_hooks import patching
-from mp_hooks.guidance import MotionPromptConfig
+from mp_hooks.config import MotionPromptConfig
 from mp_hooks.testing.diffusers import AnimateDiffCase, DiffusersCase
 from mp_hooks.testing.lavie import LaVieCase
 from mp_hooks.testing.precision import compare, table

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from mp_hooks import backbones, motionprompt
+from mp_hooks.config import MotionPromptConfig
 from mp_hooks.errors import MotionPromptError
-from mp_hooks.guidance import MotionPrompt, MotionPromptConfig
+from mp_hooks.guidance import MotionPrompt
 from mp_hooks.testing import tiny
 from mp_hooks.testing.case import MissingPackage
 from mp_hooks.testing.conformance import Recorder, assert_same_guidance, patched

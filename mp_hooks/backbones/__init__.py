@@ -12,7 +12,8 @@ from mp_hooks.errors import MotionPromptError, unknown_name
 if TYPE_CHECKING:
     from mp_hooks.backbones.base import Adapter
     from mp_hooks.backbones.resume import Samplings
-    from mp_hooks.guidance import MotionPrompt, MotionPromptConfig
+    from mp_hooks.config import MotionPromptConfig
+    from mp_hooks.guidance import MotionPrompt
 
 # name -> "module:class"; order matters where one host could be taken for another
 BACKBONES = {
@@ -28,6 +29,11 @@ BACKBONES = {
 }
 
 ADAPTER = "_motionprompt_adapter"  # where a patched host keeps its adapter, so that both are collected together
+
+
+def supported_hosts() -> dict[str, str]:
+    """Every adapter's name and the full name of the class it is for; docs/porting.md tells how to add one."""
+    return {name: adapter_class(name).host_class() for name in BACKBONES}
 
 
 def adapter_class(name: str) -> type[Adapter]:
@@ -55,7 +61,8 @@ def apply_patch(host: Any, config: MotionPromptConfig | None = None) -> None:
 
     Raises MotionPromptError where the host is unknown or a site is missing, or discriminator or flow cannot be loaded.
     """
-    from mp_hooks.guidance import MotionPrompt, MotionPromptConfig
+    from mp_hooks.config import MotionPromptConfig
+    from mp_hooks.guidance import MotionPrompt
 
     adapter_for(host)  # an unknown host is told before weights are loaded
     attach(host, MotionPrompt(config or MotionPromptConfig()))
@@ -96,6 +103,12 @@ def remove_patch(host: Any) -> None:
 def is_patched(host: Any) -> bool:
     """Whether `host` samples with MotionPrompt."""
     return patched_adapter(host) is not None
+
+
+def describe_patch(host: Any) -> str:
+    """What of `host` MotionPrompt has hooked, in one line."""
+    adapter = vars(host).get(ADAPTER)
+    return f"<{type(host).__name__} is not patched>" if adapter is None else repr(adapter)
 
 
 @contextmanager

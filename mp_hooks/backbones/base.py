@@ -13,7 +13,7 @@ from torch import nn
 
 from mp_hooks.backbones.resume import Samplings, fingerprint
 from mp_hooks.guidance import Host, MotionPrompt, Run, Step
-from mp_hooks.hooks import Hooks
+from mp_hooks.hooks import Hooks, site_name
 
 Site = tuple[Any, str]  # an object or class, and the name of its function to wrap
 
@@ -37,6 +37,11 @@ class Adapter(Host):
         self.hooks = Hooks()
         self.current: Run | None = None
 
+    def __repr__(self) -> str:
+        while_patched = ", ".join(site_name(*site) for site in (self.run_site(), *self.watch()))
+        while_sampling = ", ".join(site_name(*site) for site in (self.step_site(), *self.watch_run()))
+        return f"<MotionPrompt ({self.name}) on {while_patched}; while it samples on {while_sampling}>"
+
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy of a patched host is a plain one: to copy and pickle, the adapter it keeps is None."""
         return type(None), ()
@@ -47,6 +52,11 @@ class Adapter(Host):
     @abstractmethod
     def recognises(cls, host: Any) -> bool:
         """Whether this adapter answers for `host`, told by names or structure: hosts are never imported here."""
+
+    @classmethod
+    @abstractmethod
+    def host_class(cls) -> str:
+        """Full name of the class of those hosts."""
 
     # --- where and when
 

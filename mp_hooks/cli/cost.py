@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mp_hooks.cli.arguments import positive
 
 if TYPE_CHECKING:
-    from mp_hooks.guidance import MotionPromptConfig
+    from mp_hooks.config import MotionPromptConfig
     from mp_hooks.lab.cost import Cost, Count
 
 

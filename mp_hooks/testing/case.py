@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from mp_hooks import backbones
+from mp_hooks.config import MotionPromptConfig
 from mp_hooks.errors import MotionPromptError
-from mp_hooks.guidance import MotionPromptConfig
 
 
 @dataclass(frozen=True)

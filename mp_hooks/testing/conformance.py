@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from mp_hooks import backbones
+from mp_hooks.config import MotionPromptConfig
 from mp_hooks.errors import MotionPromptError
-from mp_hooks.guidance import Host, MotionPrompt, MotionPromptConfig, Run, Step
+from mp_hooks.guidance import Host, MotionPrompt, Run, Step
 from mp_hooks.guidance.method import Update
 from mp_hooks.guidance.schedule import Pairs
 from mp_hooks.testing.case import HostCase, MissingPackage

@@ -94,6 +94,10 @@ class DiffusersPipeline(Adapter):
             base.__name__ == cls.pipeline and base.__module__.startswith("diffusers.") for base in type(host).__mro__
         )
 
+    @classmethod
+    def host_class(cls) -> str:
+        return f"diffusers.{cls.pipeline}"
+
     def run_site(self) -> Site:
         return type(self.host), "__call__"
 
@@ -107,6 +111,7 @@ class DiffusersPipeline(Adapter):
         return uncompiled(getattr(self.host, self.denoiser))
 
     def refuse(self) -> None:
+        check_scheduler(self.host.scheduler)
         if getattr(self.network, "is_cache_enabled", False):
             raise MotionPromptError(
                 f"MotionPrompt cannot guide with a step cache, which answers for the {self.denoiser} from other calls; "
@@ -122,7 +127,6 @@ class DiffusersPipeline(Adapter):
         call = inspect.signature(self.original_run).bind(*args, **kwargs)
         if call.arguments["self"] is not self.host:
             return None
-        check_scheduler(self.host.scheduler)
         call.apply_defaults()
         self.arguments = call.arguments
         prompt = self.arguments.get("prompt")

@@ -32,6 +32,10 @@ class InflatedStableDiffusion(SingleFrames):
     def recognises(cls, host: Any) -> bool:
         return (type(host).__module__, type(host).__name__) == (cls.module, cls.pipeline)
 
+    @classmethod
+    def host_class(cls) -> str:
+        return f"{cls.module}.{cls.pipeline}"
+
     @property
     def do_classifier_free_guidance(self) -> bool:
         return self.arguments["guidance_scale"] > 1

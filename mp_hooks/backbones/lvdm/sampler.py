@@ -51,6 +51,10 @@ class LVDM(Adapter):
         self._sub_clips: dict[int, _SubClip] = {}  # in a guided step, by the id of the sub-clip's conditioning
         self._encoded: deque[tuple[list[str], Tensor]] = deque(maxlen=REMEMBERED_ENCODINGS)
 
+    @classmethod
+    def host_class(cls) -> str:
+        return "lvdm.models.ddpm3d.LatentDiffusion"
+
     # --- where and when
 
     def run_site(self) -> Site:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mp_hooks import backbones
-from mp_hooks.guidance import Host, MotionPrompt, MotionPromptConfig, Run, Step
+from mp_hooks.config import MotionPromptConfig
+from mp_hooks.guidance import Host, MotionPrompt, Run, Step
 from mp_hooks.guidance.method import TokenOptimizer, Update
 from mp_hooks.guidance.schedule import guided_window
 from mp_hooks.hooks import Hooks

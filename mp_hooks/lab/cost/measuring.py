@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from mp_hooks.backbones import apply_patch, motionprompt, remove_patch
-from mp_hooks.guidance import MotionPromptConfig
+from mp_hooks.config import MotionPromptConfig
 from mp_hooks.guidance.trace import peak_memory
 from mp_hooks.lab import mini
 from mp_hooks.lab.cost.counting import Meter

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from mp_hooks import backbones
-from mp_hooks.config import PRESETS
-from mp_hooks.guidance import MotionPrompt, MotionPromptConfig
+from mp_hooks.config import PRESETS, MotionPromptConfig
+from mp_hooks.guidance import MotionPrompt
 from mp_hooks.lab.experiments.baselines import LatentGuidance, SearchingMotionPrompt, free_init
 from mp_hooks.lab.mini.model import sample
 

@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from mp_hooks.config import MotionPromptConfig
 from mp_hooks.errors import unknown_name
 from mp_hooks.files import replacing
 from mp_hooks.flow import FlowEstimator, load_flow
-from mp_hooks.guidance import MotionPromptConfig
 from mp_hooks.lab.experiments.methods import BASELINE, METHODS, sample_with
 from mp_hooks.lab.metrics import (
     Comparison,

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mp_hooks.config import MotionPromptConfig
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.files import replacing
-from mp_hooks.guidance import MotionPromptConfig
 from mp_hooks.lab import mini
 from mp_hooks.lab.cost.measuring import operations
 from mp_hooks.lab.experiments.methods import BASELINE, GUIDED
