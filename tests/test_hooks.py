@@ -62,7 +62,7 @@ def test_removing_twice_is_removing_once() -> None:
 
 
 def test_nothing_to_hook_is_an_error() -> None:
-    with pytest.raises(MotionPromptError, match="there is no Host.missing"):
+    with pytest.raises(MotionPromptError, match=r"there is no Host\.missing"):
         Hooks().wrap(Host(), "missing", adding(1))
 
 

@@ -167,6 +167,6 @@ class TokenOptimizer:
             self.sub_clip = None
             warnings.warn("no part of this clip can be had alone: subclip has no effect here", stacklevel=2)
             return step, 0
-        if self.before is not None and self.before[0] == step.index - 1:
+        if self.before is not None and step.index - self.before[0] in (0, 1):  # 0: the second call of one step
             part = replace(part, anchor=Anchor(self.before[1][:, :, first : first + part.frames]))
         return part, first

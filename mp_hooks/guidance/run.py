@@ -248,7 +248,8 @@ class Run:
 
     def step_done(self, step: Step, result: Any) -> None:
         """Keep what a step, guided or not, predicted, where the next one's sub-clip is put there."""
-        wanted = self.optimizer.sub_clip is not None and self.guides(step, step.index + 1)
+        guided = any(self.guides(step, index) for index in (step.index, step.index + 1))  # a step may take two calls
+        wanted = self.optimizer.sub_clip is not None and guided
         clean = self.host.clean_in(step, result) if wanted else None
         self.optimizer.before = None if clean is None else (step.index, full_precision(clean.detach()))
 
