@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from mp_hooks import backbones, patching
-from mp_hooks.guidance import MotionPrompt, MotionPromptConfig
+from mp_hooks.config import MotionPromptConfig
+from mp_hooks.guidance import MotionPrompt
 from mp_hooks.guidance.trace import read_trace
 from mp_hooks.lab.mini.model import DISCRIMINATOR, FRAMES, GUIDANCE_SCALE, SIZE, load_pipeline
 from mp_hooks.testing import CASES, HostCase, tiny
