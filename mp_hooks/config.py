@@ -14,7 +14,7 @@ from mp_hooks.files import replacing
 VERSION = 1  # of saved configurations; rises when an option changes its meaning
 PLACEMENTS = ("end", "front")
 VARIATIONS = ("absolute", "relative")  # of the flow, in guidance.objective
-CHECKPOINTING = ("auto", "none", "attention", "all")  # in backbones.checkpointing
+CHECKPOINTING = ("auto", "none", "attention", "all")  # in guidance.memory
 PRECISIONS = ("host", "float32")
 OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}  # name: class in torch.optim
 
