@@ -13,26 +13,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mp_hooks import patching
 from mp_hooks.guidance import MotionPrompt
-from mp_hooks.testing.animatediff import AnimateDiffCase, motion_lora
+from mp_hooks.testing import tiny
+from mp_hooks.testing.animatediff import motion_lora
 from mp_hooks.testing.conformance import Recorder, patched
 
-pytestmark = pytest.mark.upstream
-HOST = patching.load("animatediff")
-
-
-@pytest.fixture(scope="module")
-def case() -> AnimateDiffCase:
-    folder = patching.default_checkout(HOST)
-    if not patching.is_present(folder):
-        pytest.skip(f"{folder.name} is not in third_party/; mp-patch animatediff gets it")
-    return AnimateDiffCase(folder)
+pytestmark = pytest.mark.upstream("animatediff")
+CASE = tiny("animatediff")
 
 
 @pytest.fixture
-def host(case: AnimateDiffCase) -> Iterator[Any]:
-    with case.open() as pipe:
+def host() -> Iterator[Any]:
+    with CASE.open() as pipe:
         yield pipe
 
 
@@ -120,13 +112,13 @@ def dreambooth(unet: nn.Module, vae: nn.Module, text_encoder: nn.Module) -> dict
 
 
 def test_a_dreambooth_checkpoint_is_loaded_and_guided(
-    case: AnimateDiffCase, host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It brings a text encoder of its own, which the host makes from CLIP's published configuration."""
     torch.manual_seed(1)
     import diffusers
 
-    other = case.build(diffusers)
+    other = CASE.build(diffusers)
     torch.save(dreambooth(other.unet, other.vae, other.text_encoder), tmp_path / "dreambooth.ckpt")
     other.text_encoder.save_pretrained(tmp_path / "openai" / "clip-vit-large-patch14")
     monkeypatch.chdir(tmp_path)
@@ -137,9 +129,9 @@ def test_a_dreambooth_checkpoint_is_loaded_and_guided(
         loaded, wanted = getattr(host, part).state_dict(), getattr(other, part).state_dict()
         for name in (name for name in wanted if "motion_modules." not in name):
             assert torch.equal(loaded[name], wanted[name]), name
-    method = Recorder(case.config)
+    method = Recorder(CASE.config)
     with patched(host, method):
-        assert case.sample(host, case.prompts[:1], seed=7).isfinite().all()
+        assert CASE.sample(host, CASE.prompts[:1], seed=7).isfinite().all()
     assert (method.runs[0].tokens != method.runs[0].initial).any()
 
 
@@ -176,26 +168,26 @@ def test_loras_change_the_weights_they_name(host: Any, tmp_path: Path) -> None:
     assert len(changed) == len(lora) // 2 > 0
 
 
-def test_every_copy_of_a_prompt_has_its_own_tokens(case: AnimateDiffCase, host: Any) -> None:
-    several = AnimateDiffCase(case.checkout, num_videos_per_prompt=2, negative_prompt="something else")
-    method = Recorder(case.config)
+def test_every_copy_of_a_prompt_has_its_own_tokens(host: Any) -> None:
+    several = tiny("animatediff", num_videos_per_prompt=2, negative_prompt="something else")
+    method = Recorder(CASE.config)
     with patched(host, method):
-        videos = several.sample(host, case.prompts[:1], seed=7)
+        videos = several.sample(host, CASE.prompts[:1], seed=7)
     (run,) = method.runs
     assert len(videos) == 2
-    assert run.prompts == case.prompts[:1] * 2
+    assert run.prompts == CASE.prompts[:1] * 2
     moved = (run.tokens - run.initial).flatten(1)
     assert (moved.norm(dim=1) > 0).all()
     assert not torch.equal(moved[0], moved[1])
 
 
-def test_a_pipeline_is_used_over_many_prompts(case: AnimateDiffCase, host: Any) -> None:
+def test_a_pipeline_is_used_over_many_prompts(host: Any) -> None:
     """Each begins afresh; without guidance, and with a prompt that fills the context."""
-    alone = AnimateDiffCase(case.checkout, guidance_scale=1.0)
-    method = MotionPrompt(case.config)
+    alone = tiny("animatediff", guidance_scale=1.0)
+    method = MotionPrompt(CASE.config)
     with patched(host, method), pytest.warns(UserWarning, match="last 1 tokens make room"):
-        first = alone.sample(host, case.prompts[:1], seed=7)
+        first = alone.sample(host, CASE.prompts[:1], seed=7)
         assert alone.sample(host, ["forest " * 90], seed=8).isfinite().all()
         torch.testing.assert_close(
-            alone.sample(host, case.prompts[:1], seed=7), first, rtol=1e-3, atol=1e-3 * float(first.abs().max())
+            alone.sample(host, CASE.prompts[:1], seed=7), first, rtol=1e-3, atol=1e-3 * float(first.abs().max())
         )

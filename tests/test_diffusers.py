@@ -19,12 +19,6 @@ diffusers = pytest.importorskip("diffusers")
 CASE = AnimateDiffCase()
 
 
-@pytest.fixture(scope="module")
-def pipe() -> Iterator[Any]:
-    with CASE.open() as pipe:
-        yield pipe
-
-
 @pytest.fixture(autouse=True)
 def _unpatched_afterwards(pipe: Any) -> Iterator[None]:
     yield

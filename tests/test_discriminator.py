@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,15 +32,6 @@ def field(size: int, turns: float = 1.0) -> Tensor:
     return torch.stack([y.sin(), x.cos()]).unsqueeze(0) * 0.05 * size
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Fields this small only wait for each other on more threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(params=[False, True], ids=["field", "field and slope"])
 def discriminator(request: pytest.FixtureRequest) -> FlowDiscriminator:
     torch.manual_seed(0)
@@ -56,9 +46,7 @@ def test_the_same_motion_at_two_sizes_is_rated_alike(discriminator: FlowDiscrimi
 @pytest.mark.parametrize("normalise", ["magnitude", "fixed"])
 def test_only_fixed_normalisation_sees_how_far_things_move(normalise: str) -> None:
     torch.manual_seed(0)
-    discriminator = FlowDiscriminator(
-        DiscriminatorConfig(image_size=32, width=32, depth=1, heads=2, normalise=normalise)
-    ).eval()
+    discriminator = FlowDiscriminator(replace(TINY, normalise=normalise)).eval()
     flow = field(64)
     difference = (discriminator(flow) - discriminator(3 * flow)).abs().item()
     assert difference < 1e-3 if normalise == "magnitude" else difference > 1e-3

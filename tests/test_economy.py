@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from upstreams import needs
 
 from mp_hooks import backbones
 from mp_hooks.backbones import base
@@ -22,37 +23,26 @@ from mp_hooks.guidance.memory import MARGIN, choose
 from mp_hooks.guidance.method import TokenOptimizer
 from mp_hooks.guidance.schedule import Pairs
 from mp_hooks.guidance.trace import read_trace
-from mp_hooks.testing.animatediff import AnimateDiffCase
-from mp_hooks.testing.case import HostCase, MissingPackage
-from mp_hooks.testing.diffusers import AnimateDiffCase as DiffusersAnimateDiffCase
+from mp_hooks.testing import HostCase, tiny
 from mp_hooks.testing.diffusers import WanCase
-from mp_hooks.testing.dynamicrafter import DynamiCrafterCase
-from mp_hooks.testing.lavie import LaVieCase
-from mp_hooks.testing.videocrafter import VideoCrafterCase
 
 diffusers = pytest.importorskip("diffusers")
 
 CASES = {
-    "VideoCrafter": lambda folder: VideoCrafterCase(folder),
-    "DynamiCrafter": lambda folder: DynamiCrafterCase(folder),
-    "LaVie": lambda folder: LaVieCase(folder),
-    "AnimateDiff": lambda folder: AnimateDiffCase(folder, pictures=2),
-    "diffusers": lambda _folder: DiffusersAnimateDiffCase(),
+    "videocrafter2": {},
+    "dynamicrafter": {},
+    "lavie": {},
+    "animatediff": {"pictures": 2},
+    "diffusers-animatediff": {},
 }
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=needs(name)) for name in CASES])
 def case(request: pytest.FixtureRequest) -> Iterator[tuple[HostCase, Any]]:
     """A tiny host of the real code, open."""
-    folder = Path(__file__).parents[1] / "third_party" / request.param
-    case = CASES[request.param](folder)
-    if request.param != "diffusers" and not any(folder.glob("*.md")):
-        pytest.skip(f"{request.param} is not in third_party/")
-    try:
-        with case.open() as host:
-            yield case, host
-    except MissingPackage as missing:
-        pytest.skip(str(missing))
+    case = tiny(request.param, **CASES[request.param])
+    with case.open() as host:
+        yield case, host
 
 
 class Look(Run):
@@ -287,7 +277,7 @@ def test_a_host_of_whole_clips_says_that_a_subclip_has_no_effect() -> None:
 
 def test_animatediffs_excerpt_keeps_its_places_in_time() -> None:
     """Motion modules add a position to each frame: shifted clips of equal frames tell whether it is the right one."""
-    case = DiffusersAnimateDiffCase()
+    case = tiny("diffusers-animatediff")
 
     def look(run: Run, step: Step) -> None:
         rows = torch.zeros(1, 4, 32)

@@ -42,9 +42,6 @@ class Faulted:
             yield host
 
 
-VIDEOCRAFTER = patching.default_checkout(patching.load("videocrafter2"))
-
-
 class FaultedAnimateDiff(Faulted, AnimateDiffCase):
     pass
 
@@ -58,7 +55,6 @@ class TestAnimateDiffAfterFaults(ConformanceSuite):
 
 
 @pytest.mark.slow
-@pytest.mark.upstream
-@pytest.mark.skipif(not patching.is_present(VIDEOCRAFTER), reason="mp-patch videocrafter2 gets it into third_party/")
+@pytest.mark.upstream("videocrafter2")
 class TestVideoCrafterAfterFaults(ConformanceSuite):
-    case = FaultedVideoCrafter(VIDEOCRAFTER)
+    case = FaultedVideoCrafter(patching.default_checkout(patching.load("videocrafter2")))

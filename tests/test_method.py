@@ -22,12 +22,6 @@ from mp_hooks.testing.diffusers import AnimateDiffCase
 CASE = AnimateDiffCase()
 
 
-@pytest.fixture(scope="module")
-def pipe() -> Iterator[Any]:
-    with CASE.open() as pipe:
-        yield pipe
-
-
 def guided(pipe: Any, config: MotionPromptConfig, spoil: Any = None) -> tuple[torch.Tensor, Recorder]:
     method = Recorder(config)
     with patched(pipe, method):

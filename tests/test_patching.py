@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from upstreams import commit_all, git, unpatched
 
 from mp_hooks import patching
 from mp_hooks.cli.patch import main
@@ -437,31 +438,12 @@ def origin(tmp_path: Path, toy: patching.Manifest) -> patching.Manifest:
     return replace(toy, url=str(source), commit=commit)
 
 
-def commit_all(root: Path) -> str:
-    def git(*arguments: str) -> str:
-        settings = ["-c", "core.autocrlf=false", "-c", "user.name=t", "-c", "user.email=t@example.org"]
-        return subprocess.run(
-            ["git", "-C", str(root), *settings, *arguments], check=True, capture_output=True, text=True
-        ).stdout.strip()
-
-    git("init", "--quiet")
-    git("add", "--all")
-    git("commit", "--quiet", "--message", "all")
-    return git("rev-parse", "HEAD")
-
-
-def git_status(root: Path) -> str:
-    return subprocess.run(
-        ["git", "-C", str(root), "status", "--porcelain"], check=True, capture_output=True, text=True
-    ).stdout
-
-
 def test_fetch_gets_the_commit_without_media(origin: patching.Manifest, tmp_path: Path) -> None:
     folder = tmp_path / "third_party/Toy"
     folder.mkdir(parents=True)
     patching.fetch(origin, folder)
     assert contents(folder) == {"run.sh": SCRIPT, "code/run.py": ENTRY}
-    assert git_status(folder) == ""
+    assert git(folder, "status", "--porcelain") == ""
     assert [path.name for path in folder.parent.iterdir()] == ["Toy"]
     patching.apply(origin, folder)
     patched = contents(folder)
@@ -505,35 +487,12 @@ def test_a_fetch_that_takes_too_long_is_given_up(
 # --- VideoCrafter itself
 
 
-@pytest.fixture(scope="session")
-def upstream(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone of the pinned VideoCrafter that no test changes."""
-    manifest = patching.load("videocrafter2")
-    local = patching.default_checkout(manifest)
-    if (local / ".git").exists():
-        return local
-    folder = tmp_path_factory.mktemp("upstream") / "VideoCrafter"
-    try:
-        patching.fetch(manifest, folder, timeout=30)
-    except MotionPromptError as error:
-        pytest.skip(str(error))
-    return folder
-
-
 @pytest.fixture
-def host(upstream: Path, tmp_path: Path) -> Path:
-    """The scripts of the pinned commit in a repository of their own."""
-    root = tmp_path / "VideoCrafter"
-    listed = ["git", "-C", str(upstream), "ls-tree", "-r", "--name-only", "HEAD", "scripts"]
-    for name in subprocess.run(listed, check=True, capture_output=True, text=True).stdout.split():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        shown = subprocess.run(["git", "-C", str(upstream), "show", f"HEAD:{name}"], check=True, capture_output=True)
-        (root / name).write_bytes(shown.stdout)
-    commit_all(root)
-    return root
+def host(tmp_path: Path) -> Path:
+    return unpatched("videocrafter2", tmp_path / "VideoCrafter")
 
 
-@pytest.mark.upstream
+@pytest.mark.upstream("videocrafter2")
 def test_videocrafter_from_the_command_line(host: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(host)
     repo = ["videocrafter2", "--repo", str(host)]
@@ -555,10 +514,10 @@ def test_videocrafter_from_the_command_line(host: Path, capsys: pytest.CaptureFi
     assert contents(host) == after
     assert main([*repo, "--revert"]) == 0
     assert contents(host) == before
-    assert git_status(host) == ""
+    assert git(host, "status", "--porcelain") == ""
 
 
-@pytest.mark.upstream
+@pytest.mark.upstream("videocrafter2")
 def test_videocrafter_keeps_its_newlines(host: Path) -> None:
     patching.apply(patching.load("videocrafter2"), host)
     entry = (host / "scripts/evaluation/inference.py").read_bytes()
@@ -567,7 +526,7 @@ def test_videocrafter_keeps_its_newlines(host: Path) -> None:
     assert b"\r" not in (host / "scripts/run_text2video.sh").read_bytes()
 
 
-@pytest.mark.upstream
+@pytest.mark.upstream("videocrafter2")
 def test_videocrafter_script_passes_every_argument_on(host: Path, tmp_path: Path) -> None:
     """The host's own script, with a python3 that prints what it is given."""
     patching.apply(patching.load("videocrafter2"), host)
@@ -587,7 +546,7 @@ def test_videocrafter_script_passes_every_argument_on(host: Path, tmp_path: Path
     assert told[-5:] == ["--fps", "28", "--motionprompt", "--mp-word", "two words"]
 
 
-@pytest.mark.upstream
+@pytest.mark.upstream("videocrafter2")
 def test_half_patched_videocrafter_is_exit_2(host: Path, capsys: pytest.CaptureFixture[str]) -> None:
     repo = ["videocrafter2", "--repo", str(host)]
     assert main(repo) == 0

@@ -3,39 +3,35 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from typing import Any
 
 import pytest
+from upstreams import needs
 
-from mp_hooks import patching
 from mp_hooks.config import MotionPromptConfig
-from mp_hooks.testing.diffusers import AnimateDiffCase, DiffusersCase
-from mp_hooks.testing.lavie import LaVieCase
+from mp_hooks.testing import tiny
+from mp_hooks.testing.diffusers import DiffusersCase
 from mp_hooks.testing.precision import compare, table
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*not finite")
 
 
-def lavie(scheduler: str = "DDPMScheduler", **options: float) -> DiffusersCase:
-    checkout = patching.default_checkout(patching.load("lavie"))
-    if not patching.is_present(checkout):
-        pytest.skip("LaVie is not in third_party/; mp-patch lavie gets it")
-    return LaVieCase(checkout, scheduler, **options)
+def on(name: str, **options: Any) -> Any:
+    """A parameter: the tiny instance of a host."""
+    return pytest.param(tiny(name, **options), id="-".join([name, *map(str, options.values())]), marks=needs(name))
 
 
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(lavie, id="lavie", marks=pytest.mark.upstream),
-        pytest.param(lambda: lavie("DDIMScheduler"), id="lavie-ddim", marks=pytest.mark.upstream),
-        pytest.param(
-            lambda: lavie("EulerDiscreteScheduler", guidance_scale=1.0), id="lavie-euler", marks=pytest.mark.upstream
-        ),
-        pytest.param(AnimateDiffCase, id="animatediff"),
+        on("lavie"),
+        on("lavie", scheduler="DDIMScheduler"),
+        on("lavie", scheduler="EulerDiscreteScheduler", guidance_scale=1.0),
+        on("diffusers-animatediff"),
     ],
 )
-def test_gradients_in_float16_are_those_of_float32(case: Callable[[], DiffusersCase]) -> None:
-    found = compare(case(), MotionPromptConfig(iterations=2, progress=False), steps=12)
+def test_gradients_in_float16_are_those_of_float32(case: DiffusersCase) -> None:
+    found = compare(case, MotionPromptConfig(iterations=2, progress=False), steps=12)
     print(f"\n{table(found)}")
     assert [one.step for one in found] == [1, 1, 2, 2, 3, 3]
     cosines = [cosine for one in found for cosine, moved in zip(one.cosine, one.updated, strict=True) if moved]
@@ -45,12 +41,9 @@ def test_gradients_in_float16_are_those_of_float32(case: Callable[[], DiffusersC
     assert sum(cosine >= 0.95 for cosine in cosines) >= 0.8 * len(cosines)
 
 
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(lavie, id="lavie", marks=pytest.mark.upstream), pytest.param(AnimateDiffCase, id="animatediff")],
-)
-def test_updates_may_be_computed_in_float32(case: Callable[[], DiffusersCase]) -> None:
+@pytest.mark.parametrize("case", [on("lavie"), on("diffusers-animatediff")])
+def test_updates_may_be_computed_in_float32(case: DiffusersCase) -> None:
     """On a host in float16, which takes its own steps in it."""
-    found = compare(case(), MotionPromptConfig(iterations=2, progress=False, precision="float32"), steps=12)
+    found = compare(case, MotionPromptConfig(iterations=2, progress=False, precision="float32"), steps=12)
     assert all(all(one.updated) for one in found)
     assert min(cosine for one in found for cosine in one.cosine) > 0.999

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -85,12 +84,6 @@ def test_the_tokens_stand_in_every_prompt_and_nothing_else_moves(
         assert kept[: kept.index(END)] == prompt[: room - count]
         assert len(prompt) - len(prompt[: room - count]) <= lost
         assert after[: len(head)] == head
-
-
-@pytest.fixture(scope="module")
-def pipe() -> Iterator[Any]:
-    with CASE.open() as pipe:
-        yield pipe
 
 
 PROMPTS = [

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,44 +14,15 @@ import pytest
 import torch
 from resumption import MEASURED
 from torch import Tensor
+from upstreams import needs
 
-from mp_hooks import backbones
+from mp_hooks import backbones, patching
 from mp_hooks.backbones import resume
 from mp_hooks.backbones.resume import Samplings
 from mp_hooks.guidance import MotionPrompt
 from mp_hooks.guidance.trace import read_trace
 from mp_hooks.hooks import Hooks
-from mp_hooks.testing.animatediff import AnimateDiffCase
-from mp_hooks.testing.case import HostCase, MissingPackage
-from mp_hooks.testing.diffusers import AnimateDiffCase as DiffusersAnimateDiffCase
-from mp_hooks.testing.dynamicrafter import DynamiCrafterCase
-from mp_hooks.testing.lavie import LaVieCase
-from mp_hooks.testing.videocrafter import VideoCrafterCase
-
-CASES = {
-    "VideoCrafter": VideoCrafterCase,
-    "DynamiCrafter": DynamiCrafterCase,
-    "LaVie": LaVieCase,
-    "AnimateDiff": lambda folder: AnimateDiffCase(folder, pictures=1),
-}
-
-
-@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * (name == "DynamiCrafter")) for name in CASES])
-def case(request: pytest.FixtureRequest) -> HostCase:
-    """A host with a script, on its real code."""
-    folder = Path(__file__).parents[1] / "third_party" / request.param
-    if not any(folder.iterdir()):
-        pytest.skip(f"{folder.name} is not in third_party/")
-    return CASES[request.param](folder)
-
-
-@contextmanager
-def opened(case: HostCase) -> Iterator[Any]:
-    try:
-        with case.open() as host:
-            yield host
-    except MissingPackage as missing:
-        pytest.skip(str(missing))
+from mp_hooks.testing import HostCase, tiny
 
 
 class Batch:
@@ -65,7 +35,7 @@ class Batch:
         self.drawn: list[Any] = []  # right after each sampling
         self.steps = 0
         config = replace(case.config, iterations=1, stop=0.5, trace=str(trace), **options.pop("config", {}))
-        with opened(case) if host is None else nothing(host) as host:
+        with case.open() if host is None else nullcontext(host) as host:
             random.seed(0)
             np.random.seed(0)  # noqa: NPY002
             backbones.attach(host, MotionPrompt(config), Samplings(folder) if folder else None)
@@ -85,16 +55,28 @@ class Batch:
         return original(*args, **kwargs)
 
 
-@contextmanager
-def nothing(host: Any) -> Iterator[Any]:
-    yield host
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=[*needs(name), *[pytest.mark.slow] * (name == "dynamicrafter")])
+        for name in patching.names()
+    ]
+)
+def case(request: pytest.FixtureRequest) -> HostCase:
+    """A host with a script, on its real code."""
+    return tiny(request.param, **{"pictures": 1} if request.param == "animatediff" else {})
 
 
-def test_a_run_goes_on_as_if_it_had_not_been_broken(case: HostCase, tmp_path: Path) -> None:
-    """Two of three samplings are handed back to a host built anew; the third is as it would have been."""
-    with opened(case) as host:
+@pytest.fixture
+def runs(case: HostCase, tmp_path: Path) -> tuple[Batch, Batch]:
+    """A whole run, and one that was broken off after two samplings of three."""
+    with case.open() as host:
         whole = Batch(case, None, tmp_path / "whole.jsonl", [1, 2, 3], host)
-        killed = Batch(case, tmp_path / "kept", tmp_path / "killed.jsonl", [1, 2], host)
+        return whole, Batch(case, tmp_path / "kept", tmp_path / "killed.jsonl", [1, 2], host)
+
+
+def test_a_run_goes_on_as_if_it_had_not_been_broken(case: HostCase, runs: tuple[Batch, Batch], tmp_path: Path) -> None:
+    """Two of three samplings are handed back to a host built anew; the third is as it would have been."""
+    whole, killed = runs
     again = Batch(case, tmp_path / "kept", tmp_path / "again.jsonl", [1, 2, 3])
     assert (killed.steps, again.steps) == (whole.steps / 3 * 2, whole.steps / 3)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(again.results, whole.results, strict=True))
@@ -103,16 +85,10 @@ def test_a_run_goes_on_as_if_it_had_not_been_broken(case: HostCase, tmp_path: Pa
     assert len({record["run"] for record in again.trace}) == 3
 
 
-@pytest.fixture(scope="module")
-def pipeline() -> Iterator[Any]:
-    with opened(DiffusersAnimateDiffCase()) as host:
-        yield host
-
-
-def batch(pipeline: Any, tmp_path: Path, seeds: tuple[int, ...] = (1,), **options: Any) -> Batch:
+def batch(pipe: Any, tmp_path: Path, seeds: tuple[int, ...] = (1,), **options: Any) -> Batch:
     """A run of a diffusers pipeline that keeps its samplings in `tmp_path`/kept."""
     return Batch(
-        DiffusersAnimateDiffCase(), tmp_path / "kept", tmp_path / "trace.jsonl", list(seeds), pipeline, **options
+        tiny("diffusers-animatediff"), tmp_path / "kept", tmp_path / "trace.jsonl", list(seeds), pipe, **options
     )
 
 
@@ -120,12 +96,12 @@ def kept(tmp_path: Path, number: int = 0) -> Path:
     return tmp_path / "kept" / f"mp-sampling-{number:05d}.pt"
 
 
-def another_weight(pipeline: Any) -> None:
-    pipeline.unet.conv_in.bias.data += 1
+def another_weight(pipe: Any) -> None:
+    pipe.unet.conv_in.bias.data += 1
 
 
-def another_scheduler(pipeline: Any) -> None:
-    pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, timestep_spacing="trailing")
+def another_scheduler(pipe: Any) -> None:
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, timestep_spacing="trailing")
 
 
 @pytest.mark.parametrize(
@@ -139,34 +115,34 @@ def another_scheduler(pipeline: Any) -> None:
         ({"change": another_scheduler}, "model"),
     ],
 )
-def test_what_is_asked_otherwise_is_sampled(pipeline: Any, tmp_path: Path, options: dict[str, Any], other: str) -> None:
+def test_what_is_asked_otherwise_is_sampled(pipe: Any, tmp_path: Path, options: dict[str, Any], other: str) -> None:
     given = {"latents": torch.ones(1, 4, 4, 8, 8)} if "latents" in options else {}
-    scheduler, weights = pipeline.scheduler, pipeline.unet.conv_in.bias.detach().clone()
-    first = batch(pipeline, tmp_path, **given)
+    scheduler, weights = pipe.scheduler, pipe.unet.conv_in.bias.detach().clone()
+    first = batch(pipe, tmp_path, **given)
     change = options.pop("change", None)
     try:
         if change is not None:
-            change(pipeline)
+            change(pipe)
         with pytest.warns(UserWarning, match=f"other .*{other}.*made again"):
-            second = batch(pipeline, tmp_path, **options)
+            second = batch(pipe, tmp_path, **options)
         assert second.steps == first.steps
-        assert batch(pipeline, tmp_path, **options).steps == 0  # it has taken the place of the first
+        assert batch(pipe, tmp_path, **options).steps == 0  # it has taken the place of the first
     finally:
-        pipeline.scheduler = scheduler
-        pipeline.unet.conv_in.bias.data.copy_(weights)
+        pipe.scheduler = scheduler
+        pipe.unet.conv_in.bias.data.copy_(weights)
 
 
-def test_rounding_is_nothing_else_to_ask_for(pipeline: Any, tmp_path: Path) -> None:
+def test_rounding_is_nothing_else_to_ask_for(pipe: Any, tmp_path: Path) -> None:
     """What a text encoder or a VAE made of the same may differ in its last bits in another process."""
     latents = torch.randn(1, 4, 4, 8, 8)
-    first = batch(pipeline, tmp_path, latents=latents)
-    again = batch(pipeline, tmp_path, latents=latents * (1 + 1e-6))
+    first = batch(pipe, tmp_path, latents=latents)
+    again = batch(pipe, tmp_path, latents=latents * (1 + 1e-6))
     assert (first.steps > 0, again.steps) == (True, 0)
 
 
-def test_generators_stand_where_the_sampling_left_them(pipeline: Any, tmp_path: Path) -> None:
+def test_generators_stand_where_the_sampling_left_them(pipe: Any, tmp_path: Path) -> None:
     """Those that are given, and numpy's and Python's where the host draws from them."""
-    steps = type(pipeline.scheduler).step
+    steps = type(pipe.scheduler).step
 
     def drawing(self: Any, *args: Any, **kwargs: Any) -> Any:
         random.random(), np.random.rand()  # noqa: NPY002
@@ -174,8 +150,8 @@ def test_generators_stand_where_the_sampling_left_them(pipeline: Any, tmp_path: 
 
     own = [torch.Generator().manual_seed(5) for _ in range(2)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(pipeline.scheduler), "step", drawing)
-        first, again = (batch(pipeline, tmp_path, generator=generator) for generator in own)
+        patch.setattr(type(pipe.scheduler), "step", drawing)
+        first, again = (batch(pipe, tmp_path, generator=generator) for generator in own)
     assert (first.steps > 0, again.steps) == (True, 0)
     assert torch.equal(first.results[0], again.results[0])
     assert first.drawn == again.drawn
@@ -200,26 +176,26 @@ def code(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut, emptied, somebody_elses, code])
-def test_what_cannot_be_read_is_sampled_again(pipeline: Any, tmp_path: Path, damage: Any) -> None:
-    first = batch(pipeline, tmp_path)
+def test_what_cannot_be_read_is_sampled_again(pipe: Any, tmp_path: Path, damage: Any) -> None:
+    first = batch(pipe, tmp_path)
     damage(kept(tmp_path))
     with pytest.warns(UserWarning, match=r"mp-sampling-00000\.pt cannot be read .*made again"):
-        second = batch(pipeline, tmp_path)
+        second = batch(pipe, tmp_path)
     assert second.steps == first.steps
     assert torch.equal(second.results[0], first.results[0])
-    assert batch(pipeline, tmp_path).steps == 0
+    assert batch(pipe, tmp_path).steps == 0
 
 
-def test_a_full_disk_is_a_warning(pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_a_warning(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: Path, _data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.warns(UserWarning, match="not kept: cannot write .*No space left.*goes on"):
-        first = batch(pipeline, tmp_path, (1, 2))
+        first = batch(pipe, tmp_path, (1, 2))
     monkeypatch.undo()
     assert list((tmp_path / "kept").iterdir()) == []
-    second = batch(pipeline, tmp_path, (1, 2))
+    second = batch(pipe, tmp_path, (1, 2))
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(first.results, second.results, strict=True))
 
 
@@ -267,8 +243,8 @@ def test_a_part_of_a_tensor_is_kept_alone(tmp_path: Path) -> None:
     assert (tmp_path / "part.pt").stat().st_size < 20_000
 
 
-def test_off_is_off(pipeline: Any, tmp_path: Path) -> None:
+def test_off_is_off(pipe: Any, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Batch(DiffusersAnimateDiffCase(), None, tmp_path / "trace.jsonl", [1], pipeline)
+        Batch(tiny("diffusers-animatediff"), None, tmp_path / "trace.jsonl", [1], pipe)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["trace.jsonl"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,6 @@ accelerate = pytest.importorskip("accelerate")
 CASE = AnimateDiffCase()
 CONFIG = replace(CASE.config, checkpointing="none")  # which is chosen by a rehearsal otherwise
 PARTS = ("unet", "text_encoder", "vae")
-
-
-@pytest.fixture(scope="module")
-def pipe() -> Iterator[Any]:
-    with CASE.open() as pipe:
-        yield pipe
 
 
 @pytest.fixture(scope="module")

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from resumption import assert_same_trace, kill_when
+from upstreams import git, needs, unpatched
 
 from mp_hooks import patching
 from mp_hooks.guidance.trace import read_trace
 from mp_hooks.testing import Command, HostCase
 from mp_hooks.testing.animatediff import AnimateDiffCase
-from mp_hooks.testing.case import MissingPackage
-from mp_hooks.testing.doctor import GUIDANCE, copy_of, run
+from mp_hooks.testing.doctor import GUIDANCE, run
 from mp_hooks.testing.dynamicrafter import DynamiCrafterCase
 from mp_hooks.testing.lavie import LaVieCase
 from mp_hooks.testing.videocrafter import VideoCrafterCase, VideoCrafterImageCase
 from mp_hooks.video import SUFFIXES, find_videos, read_frames, video_info
-
-pytestmark = pytest.mark.upstream
 
 # Runs the host's own entry and keeps what its VAE is given to decode; an unpatched host gets the shims from here.
 RUNNER = """
@@ -92,35 +91,29 @@ MORE = {"videocrafter-1-large", "dynamicrafter-loop", "lavie-ddim"}  # near rela
 KILLED = ("videocrafter2", "dynamicrafter-512", "animatediff")  # as slow as others, where LaVie stands for them
 
 
+def parameters(hosts: dict[str, Host], slow: Container[str] = ()) -> list[Any]:
+    """The hosts, each marked with the upstream it needs."""
+    return [
+        pytest.param(host, id=name, marks=[*needs(host.name), *[pytest.mark.slow] * (name in slow)])
+        for name, host in hosts.items()
+    ]
+
+
+def test_every_host_with_a_script_is_here() -> None:
+    assert {host.name for host in HOSTS.values()} == set(patching.names())
+
+
 @pytest.fixture
-def checkout(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+def checkout(host: Host, tmp_path: Path) -> Path:
     """An unpatched copy under git."""
-    name = request.getfixturevalue("host").name
-    manifest = patching.load(name)
-    upstream = patching.default_checkout(manifest)
-    if not patching.is_present(upstream):
-        pytest.skip(f"{upstream.name} is not in third_party/; mp-patch {name} gets it")
-    root = copy_of(manifest, upstream, tmp_path / "host")
-    patching.revert(manifest, root)
-    git(root, "init", "-q")
-    git(root, "add", "-A")
-    git(root, "-c", "core.autocrlf=false", "commit", "-qm", "upstream")
-    return root
+    return unpatched(host.name, tmp_path / "host")
 
 
 @pytest.fixture
 def command(host: Host, checkout: Path, tmp_path: Path) -> Command:
     """The host's script on tiny random weights."""
     (tmp_path / "tiny").mkdir()
-    try:
-        return host.case(checkout).command(tmp_path / "tiny")
-    except MissingPackage as missing:
-        pytest.skip(str(missing))
-
-
-def git(root: Path, *arguments: str) -> str:
-    who = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    return subprocess.run(["git", *who, *arguments], cwd=root, capture_output=True, text=True, check=True).stdout
+    return host.case(checkout).command(tmp_path / "tiny")
 
 
 def own_arguments(command: Command) -> list[str]:
@@ -192,7 +185,7 @@ def records_of(results: Path) -> list[dict]:
     return read_trace(results / "motionprompt" / "trace.jsonl")
 
 
-@pytest.mark.parametrize("host", HOSTS.values(), ids=HOSTS)
+@pytest.mark.parametrize("host", parameters(HOSTS))
 def test_the_whole_way(host: Host, checkout: Path, command: Command, tmp_path: Path) -> None:
     """Unpatched, patched and off, patched and on through the host's own script (killed too, LaVie's), reverted."""
     manifest = patching.load(host.name)
@@ -210,17 +203,14 @@ def test_the_whole_way(host: Host, checkout: Path, command: Command, tmp_path: P
     assert git(checkout, "status", "--porcelain", "--untracked-files=no") == ""
 
 
-@pytest.mark.parametrize(
-    "host",
-    [pytest.param(host, id=name, marks=[pytest.mark.slow] * (name in MORE)) for name, host in VARIANTS.items()],
-)
+@pytest.mark.parametrize("host", parameters(VARIANTS, slow=MORE))
 def test_other_configurations(host: Host, checkout: Path, command: Command) -> None:
     patching.apply(patching.load(host.name), checkout)
     assert_guided(host, command)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("host", [HOSTS[name] for name in KILLED], ids=KILLED)
+@pytest.mark.parametrize("host", parameters({name: HOSTS[name] for name in KILLED}))
 def test_goes_on_after_a_kill(host: Host, checkout: Path, command: Command, tmp_path: Path) -> None:
     patching.apply(patching.load(host.name), checkout)
     assert_guided(host, command)

@@ -12,7 +12,6 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,15 +27,6 @@ from mp_hooks.flow import load_flow, warp
 from mp_hooks.video import write_video
 
 SETTINGS = FlowSettings(flow_size=64, stored_size=32, pairs_per_clip=4)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Frames this small only wait for each other on more threads, and a process with threads cannot be forked."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

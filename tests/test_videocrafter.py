@@ -14,28 +14,20 @@ import pytest
 
 from mp_hooks import backbones, patching
 from mp_hooks.guidance import MotionPrompt
-from mp_hooks.testing import Command
+from mp_hooks.testing import Command, tiny
 from mp_hooks.testing.case import importable
 from mp_hooks.testing.conformance import patched
 from mp_hooks.testing.doctor import copy_of, environment
-from mp_hooks.testing.videocrafter import VideoCrafterCase
 
-pytestmark = pytest.mark.upstream
+pytestmark = pytest.mark.upstream("videocrafter2")
 HOST = patching.load("videocrafter2")
+CASE = tiny("videocrafter2")
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Path:
-    folder = patching.default_checkout(HOST)
-    if not patching.is_present(folder):
-        pytest.skip(f"{folder.name} is not in third_party/; mp-patch videocrafter2 gets it")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def checkout(upstream: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A patched copy."""
-    root = copy_of(HOST, upstream, tmp_path_factory.mktemp("host") / "VideoCrafter")
+    root = copy_of(HOST, CASE.checkout, tmp_path_factory.mktemp("host") / "VideoCrafter")
     patching.apply(HOST, root)
     return root
 
@@ -43,7 +35,7 @@ def checkout(upstream: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def command(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Command:
     """The host's script with a tiny checkpoint."""
-    return VideoCrafterCase(checkout).command(tmp_path_factory.mktemp("tiny"))
+    return tiny("videocrafter2", checkout).command(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -127,37 +119,32 @@ def test_half_patched_is_one_sentence(entry: ModuleType, checkout: Path, capsys:
 
 
 @pytest.fixture(scope="module")
-def case(upstream: Path) -> VideoCrafterCase:
-    return VideoCrafterCase(upstream)
-
-
-@pytest.fixture(scope="module")
-def host(case: VideoCrafterCase) -> Iterator[Any]:
-    with case.open() as model:
+def host() -> Iterator[Any]:
+    with CASE.open() as model:
         yield model
 
 
-def test_a_prompt_of_a_hundred_words_is_warned_of_and_runs(case: VideoCrafterCase, host: Any) -> None:
-    method = MotionPrompt(case.config)
+def test_a_prompt_of_a_hundred_words_is_warned_of_and_runs(host: Any) -> None:
+    method = MotionPrompt(CASE.config)
     with patched(host, method), pytest.warns(UserWarning, match="last 1 tokens make room"):
-        guided = case.sample(host, ["word " * 100], seed=7)
+        guided = CASE.sample(host, ["word " * 100], seed=7)
     assert guided.isfinite().all()
 
 
-def test_unguided_memory_is_what_it_was(case: VideoCrafterCase, host: Any) -> None:
+def test_unguided_memory_is_what_it_was(host: Any) -> None:
     def peak() -> int:
         """Bytes by which one unguided sampling raises the resident size."""
         Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
         before = memory("VmRSS")
-        case.sample(host, case.prompts, seed=7)
+        CASE.sample(host, CASE.prompts, seed=7)
         return memory("VmHWM") - before
 
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("needs Linux's resettable peak of the resident size")
-    case.sample(host, case.prompts, seed=7)
+    CASE.sample(host, CASE.prompts, seed=7)
     before = peak()
-    with backbones.motionprompt(host, case.config):
-        case.sample(host, case.prompts, seed=7)
+    with backbones.motionprompt(host, CASE.config):
+        CASE.sample(host, CASE.prompts, seed=7)
     assert peak() < 1.1 * before + 2**24
 
 

@@ -14,6 +14,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from mp_hooks import patching
 from mp_hooks.errors import unknown_name
 from mp_hooks.testing.case import Command, HostCase
 
@@ -33,16 +34,18 @@ CASES = {
 __all__ = ["CASES", "Command", "ConformanceSuite", "HostCase", "tiny"]
 
 
-def tiny(name: str, checkout: Path | None = None) -> HostCase:
-    """The tiny instance of host `name`, on its code in `checkout` if it has a manifest; unknown names list the valid.
+def tiny(name: str, checkout: Path | None = None, **options: Any) -> HostCase:
+    """The tiny instance of host `name`; unknown names list the valid.
 
-    Raises MissingPackage where something of it is not installed.
+    checkout: the code of a host that has a manifest, that in third_party/ unless given. options: of its case.
     """
     if name not in CASES:
         raise unknown_name("host", name, list(CASES))
     module, _, attribute = CASES[name].partition(":")
     case = getattr(importlib.import_module(module), attribute)
-    return case() if checkout is None else case(checkout)
+    if name in patching.names():
+        return case(checkout or patching.default_checkout(patching.load(name)), **options)
+    return case(**options)
 
 
 def __getattr__(name: str) -> Any:

@@ -72,6 +72,7 @@ def _lies_in(module: ModuleType, folders: Sequence[Path]) -> bool:
     return any(Path(place).is_relative_to(folder) for place in places for folder in folders)
 
 
+DISCRIMINATOR = Path(__file__).parent / "mp-tiny-discriminator"  # random; of flow at 32 pixels, which takes a third
 PROMPTS = ["a tiger walks in the forest", "a boat on the sea"]
 
 
@@ -82,7 +83,15 @@ class HostCase(ABC):
     prompts: list[str] = PROMPTS
     # Half of the steps guided, with moves large enough to show in a random network. Plain gradient descent, because
     # Adam turns the rounding of a near-zero gradient into a step of full size.
-    config = MotionPromptConfig(start=0.25, stop=0.75, iterations=2, optimizer="sgd", learning_rate=5.0, progress=False)
+    config = MotionPromptConfig(
+        discriminator=str(DISCRIMINATOR),
+        start=0.25,
+        stop=0.75,
+        iterations=2,
+        optimizer="sgd",
+        learning_rate=5.0,
+        progress=False,
+    )
 
     @abstractmethod
     def open(self) -> AbstractContextManager[Any]:

@@ -81,6 +81,11 @@ class ConformanceSuite:
         with patched(host, method):
             return Guided(cls.sample(host, prompts), method, torch.random.get_rng_state())
 
+    def test_the_adapter_registered_for_the_case_answers(self, host: Any) -> None:
+        answering = type(backbones.adapter_for(host))
+        assert answering is backbones.adapter_class(self.case.name)
+        assert answering.name == self.case.name
+
     def test_off_on_off(self, host: Any, vanilla: Tensor) -> None:
         assert vanilla.isfinite().all()
         assert not backbones.is_patched(host)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from mp_hooks import backbones, patching
+from mp_hooks import backbones
 from mp_hooks.config import MotionPromptConfig, add_config_flags, config_from_flags
 from mp_hooks.errors import MotionPromptError, exits_cleanly
 from mp_hooks.guidance import MotionPrompt, Run
@@ -86,10 +86,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=50, help="of the sampler (default: 50)")
     add_config_flags(parser)
     args = parser.parse_args()
-    checkout = args.repo
-    if checkout is None and args.name in patching.names():
-        checkout = patching.default_checkout(patching.load(args.name))
-    case = tiny(args.name, checkout)
+    case = tiny(args.name, args.repo)
     if not isinstance(case, DiffusersCase):
         raise MotionPromptError(f"{args.name} is not run in float16")
     print(table(compare(case, config_from_flags(args), args.steps)))

@@ -1,0 +1,39 @@
+"""What all tests share: marks that skip with a remedy, one thread a process, the tiny pipeline."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # what is this small only waits on more threads, and cannot be forked
+
+import pytest
+import torch
+
+from mp_hooks import patching
+from mp_hooks.testing import tiny
+from mp_hooks.testing.case import MissingPackage
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)  # inside of those that pytest undoes afterwards
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    """Skip, before any fixture is made, what cannot run here; the reason tells the remedy."""
+    for mark in item.iter_markers("upstream"):
+        (name,) = mark.args
+        host = patching.load(name)
+        if not patching.is_present(patching.default_checkout(host)):
+            pytest.skip(f"{host.title} is not in third_party/; mp-patch {name} gets it")
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("torch finds no CUDA device; run this on a machine with a GPU and a CUDA build of torch")
+    try:
+        return (yield)
+    except MissingPackage as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Iterator[Any]:
+    """A tiny AnimateDiffPipeline, the fastest host there is."""
+    with tiny("diffusers-animatediff").open() as pipe:
+        yield pipe
