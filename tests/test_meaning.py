@@ -16,14 +16,14 @@ from typing import Any, ClassVar, NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from upstreams import needs
 
-from mp_hooks import backbones, patching
+from mp_hooks import backbones
 from mp_hooks.config import MotionPromptConfig
 from mp_hooks.guidance import MotionPrompt
 from mp_hooks.guidance.trace import read_trace
 from mp_hooks.lab.mini.model import DISCRIMINATOR, FRAMES, GUIDANCE_SCALE, SIZE, load_pipeline
 from mp_hooks.testing import CASES, HostCase, tiny
-from mp_hooks.testing.case import MissingPackage
 from mp_hooks.testing.diffusers import AnimateDiffCase, CogVideoXCase
 
 # Intervals beyond any clip's length leave one pair to draw, the first and the last frame. The frames are square, so
@@ -68,22 +68,11 @@ def updates(trace: Path) -> list[dict[str, Any]]:
     return [record for record in read_trace(trace) if record["event"] == "iteration"]
 
 
-@pytest.fixture(
-    scope="module",
-    params=["mini"] + [pytest.param(n, marks=pytest.mark.upstream) if n in patching.names() else n for n in CASES],
-)
+@pytest.fixture(scope="module", params=["mini", *(pytest.param(name, marks=needs(name)) for name in CASES)])
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
-    name, checkout = request.param, None
-    if name in patching.names():
-        checkout = patching.default_checkout(patching.load(name))
-        if not patching.is_present(checkout):
-            pytest.skip(f"mp-patch {name} gets it into third_party/")
-    try:
-        case = MiniCase() if name == "mini" else tiny(name, checkout)
-        with case.open() as host:
-            yield Subject(case, host, tmp_path_factory.mktemp(name) / "trace.jsonl")
-    except MissingPackage as missing:
-        pytest.skip(str(missing))
+    case = MiniCase() if request.param == "mini" else tiny(request.param)
+    with case.open() as host:
+        yield Subject(case, host, tmp_path_factory.mktemp(request.param) / "trace.jsonl")
 
 
 class Twice(NamedTuple):

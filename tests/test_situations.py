@@ -19,7 +19,6 @@ from mp_hooks.config import MotionPromptConfig
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.guidance import MotionPrompt
 from mp_hooks.testing import tiny
-from mp_hooks.testing.case import MissingPackage
 from mp_hooks.testing.conformance import Recorder, assert_same_guidance, patched
 from mp_hooks.testing.diffusers import DiffusersCase
 
@@ -35,11 +34,8 @@ def opened(name: str) -> Iterator[tuple[DiffusersCase, Any]]:
     case = tiny(name)
     assert isinstance(case, DiffusersCase)
     case.config = replace(case.config, stop=0.5, iterations=1, checkpointing="none")
-    try:
-        with case.open() as pipe:
-            yield case, pipe
-    except MissingPackage as missing:
-        pytest.skip(str(missing))
+    with case.open() as pipe:
+        yield case, pipe
 
 
 @pytest.fixture(params=PIPELINES)
