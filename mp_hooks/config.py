@@ -15,7 +15,7 @@ VERSION = 1  # of saved configurations; rises when an option changes its meaning
 PLACEMENTS = ("end", "front")
 VARIATIONS = ("absolute", "relative")  # of the flow, in guidance.objective
 CHECKPOINTING = ("auto", "none", "attention", "all")  # in guidance.memory
-PRECISIONS = ("host", "float32")
+PRECISIONS = ("auto", "host", "float32")
 OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}  # name: class in torch.optim
 
 # "exact" is the paper's algorithm with this project's photometric term. "paper" is what of the paper's settings was
@@ -80,7 +80,9 @@ class MotionPromptConfig:
         "auto", "blocks computed again in the backward pass; auto goes by the free memory", choices=CHECKPOINTING
     )
     precision: str = _option(
-        "host", "of updates, where the host's weights are in half precision: its own, or float32", choices=PRECISIONS
+        "auto",
+        "of updates on a half-precision host: its own, or float32, which auto takes for bfloat16",
+        choices=PRECISIONS,
     )
     loss_scale: float = _option(2.0**16, "first loss scale when the host runs in float16", at_least=1)
     seed: int | None = _option(None, "seed of the frame pairs; the host's own seed if not given")

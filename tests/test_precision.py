@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from upstreams import needs
 
 from mp_hooks.config import MotionPromptConfig
@@ -47,3 +49,14 @@ def test_updates_may_be_computed_in_float32(case: DiffusersCase) -> None:
     found = compare(case, MotionPromptConfig(iterations=2, progress=False, precision="float32"), steps=12)
     assert all(all(one.updated) for one in found)
     assert min(cosine for one in found for cosine in one.cosine) > 0.999
+
+
+@pytest.mark.parametrize("case", [on("diffusers-wan"), on("diffusers-ltx")])
+def test_updates_of_a_host_in_bfloat16_are_computed_in_float32(case: DiffusersCase) -> None:
+    """By default, because bfloat16's own gradients point elsewhere."""
+    config = MotionPromptConfig(iterations=1, progress=False)
+    found = compare(case, config, steps=12, dtype=torch.bfloat16)
+    assert all(all(one.updated) for one in found)
+    assert min(cosine for one in found for cosine in one.cosine) > 0.999
+    own = compare(case, replace(config, precision="host"), steps=12, dtype=torch.bfloat16)
+    assert min(cosine for one in own for cosine in one.cosine) < 0.9

@@ -222,8 +222,12 @@ class Run:
 
     @contextmanager
     def _precision(self, step: Step) -> Iterator[Step]:
-        """The step as updates compute it: its VAE in float32, and all else if the configuration says so."""
-        if self.config.precision == "float32":
+        """The step as updates compute it: its VAE in float32, and all else if so configured, or if it is bfloat16.
+
+        Gradients in bfloat16, unlike those in float16, are often not near those in float32 (docs/hosts.md).
+        """
+        bfloat16 = step.latents.dtype == torch.bfloat16
+        if self.config.precision == "float32" or (self.config.precision == "auto" and bfloat16):
             with (
                 weights_in_float32(*self.host.modules()),
                 full_float32(),

@@ -1,11 +1,12 @@
-"""How close the tokens' gradient in float16 is to that in float32, on a tiny random pipeline on the CPU.
+"""How close the tokens' gradient in half precision is to that in float32, on a tiny random pipeline on the CPU.
 
-python -m mp_hooks.testing.precision NAME [--repo DIR] [--steps N] [--mp-*]
+python -m mp_hooks.testing.precision NAME [--dtype bfloat16] [--repo DIR] [--steps N] [--mp-*]
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from mp_hooks.testing.diffusers import DiffusersCase
 
 @dataclass(frozen=True)
 class Comparison:
-    """One gradient. cosine: of its float16 and float32, for each sample [b], NaN where float16 overflowed."""
+    """One gradient. cosine: of half precision and float32, for each sample [b], NaN where float16 overflowed."""
 
     step: int
     timestep: float
@@ -49,13 +50,15 @@ def compare_update(run: Run, update: Update) -> Comparison:
     )
 
 
-def compare(case: DiffusersCase, config: MotionPromptConfig, steps: int) -> list[Comparison]:
-    """Sample the case's prompts as one batch in float16, guided, and compare every gradient on the way."""
+def compare(
+    case: DiffusersCase, config: MotionPromptConfig, steps: int, dtype: torch.dtype = torch.float16
+) -> list[Comparison]:
+    """Sample the case's prompts as one batch in half precision, guided, and compare every gradient on the way."""
     method, found = MotionPrompt(config), []
     method.observers.append(lambda run, update: found.append(compare_update(run, update)))
     with case.open() as pipe:
         for module in backbones.adapter_for(pipe).modules():
-            module.half()
+            module.to(dtype)
         backbones.attach(pipe, method)
         try:
             with torch.no_grad():
@@ -73,23 +76,29 @@ def table(found: list[Comparison]) -> str:
         lines.append(f"{one.step:4} {one.timestep:8.0f} {one.loss_scale:10.0f}  {'  '.join(samples)}")
     kept = [cosine for one in found for cosine, moved in zip(one.cosine, one.updated, strict=True) if moved]
     skipped = sum(not moved for one in found for moved in one.updated)
-    lines.append(f"{len(kept)} updates, {skipped} skipped as not finite; least cosine {min(kept, default=0):.5f}")
+    ordered = sorted(kept) or [0.0]
+    tenth, median = ordered[len(ordered) // 10], statistics.median(ordered)
+    lines.append(
+        f"{len(kept)} updates, {skipped} skipped; cosine: median {median:.4f}, 10th percentile {tenth:.4f}, "
+        f"least {ordered[0]:.4f}"
+    )
     return "\n".join(lines)
 
 
 @exits_cleanly
 def main() -> int:
     """Print a line for each update."""
-    parser = argparse.ArgumentParser(description="Compare the tokens' gradient in float16 to that in float32.")
+    parser = argparse.ArgumentParser(description="Compare the tokens' gradient in half precision to that in float32.")
     parser.add_argument("name", help="of the adapter")
+    parser.add_argument("--dtype", choices=("float16", "bfloat16"), default="float16", help="of the host")
     parser.add_argument("--repo", type=Path, metavar="DIR", help="checkout of the host (default: in third_party)")
     parser.add_argument("--steps", type=int, default=50, help="of the sampler (default: 50)")
     add_config_flags(parser)
     args = parser.parse_args()
     case = tiny(args.name, args.repo)
     if not isinstance(case, DiffusersCase):
-        raise MotionPromptError(f"{args.name} is not run in float16")
-    print(table(compare(case, config_from_flags(args), args.steps)))
+        raise MotionPromptError(f"{args.name} is not run in half precision here; give a diffusers pipeline or LaVie")
+    print(table(compare(case, config_from_flags(args), args.steps, getattr(torch, args.dtype))))
     return 0
 
 
