@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,16 +55,24 @@ def _cost(args: argparse.Namespace) -> int:
         config = mini.guidance(config)
     policies = POLICIES if config.checkpointing == "auto" else [config.checkpointing]
     warnings.filterwarnings("ignore", category=UserWarning)  # of fake tensors that have no address
+    parts = {}
     for number, policy in enumerate(policies):
         with full_size(args.name, args.repo) as full:
             counted = cost(full, replace(config, checkpointing=policy))
-            shape = full.latents
+            shape = "x".join(map(str, full.latents[1:]))
         if number == 0:
-            print(f"{args.name}, float32, one clip of latents {'x'.join(map(str, shape[1:]))}, K = {config.iterations}")
-            _show("a step without guidance", counted.plain)
-            _show("decoding the clip", counted.decode)
-        _show(f"a guided step, checkpointing {policy}", counted.guided)
-        _ratios(counted)
+            print(
+                f"{args.name}, float32, one clip of latents {shape}, {counted.steps} steps of which "
+                f"{counted.guided_steps} are guided, K = {config.iterations}\n"
+            )
+            print(f"{'a run':36}{'TFLOP':>16}{'peak GiB of a step':>24}{'of the run':>20}")
+            _run("without guidance", counted, False)
+            parts = {"a step without guidance": counted.plain, "decoding the clip": counted.decode}
+        _run(f"guided, checkpointing {policy}", counted, True)
+        parts[f"a guided step, checkpointing {policy}"] = counted.guided
+    print(f"\nof every peak {_gibi(counted.weights)} GiB are the host's weights, which are left out below")
+    for what, count in sorted(parts.items(), key=lambda part: -part[1].total):
+        _show(what, count)
     if args.measure:
         _measure(config, args.measure, args.clips)
     return 0
@@ -108,25 +117,23 @@ def _tradeoff(args: argparse.Namespace) -> int:
     return 0
 
 
+def _run(what: str, counted: Cost, guided: bool) -> None:
+    """A line of the table of runs; those with guidance are compared to that without."""
+
+    def shown(value: Callable[[bool], int], as_text: Callable[[int], str]) -> str:
+        ratio = f" ({value(True) / value(False):.2f}x)" if guided else ""
+        return as_text(value(guided)) + ratio
+
+    flops, step, run = (counted.run_flops, _tera), (counted.step_peak, _gibi), (counted.run_peak, _gibi)
+    print(f"{what:36}{shown(*flops):>16}{shown(*step):>24}{shown(*run):>20}")
+
+
 def _show(what: str, count: Count) -> None:
-    from mp_hooks.lab.cost import PARTS
-
-    parts = [part for part in PARTS if count.flops.get(part)]
     print(f"\n{what + ':':42}{_tera(count.total):>8} TFLOP {_gibi(count.peak):>10} GiB at its peak")
-    for part in parts if len(parts) > 1 else []:
+    parts = sorted(((flops, part) for part, flops in count.flops.items() if flops), reverse=True)
+    for flops, part in parts if len(parts) > 1 else []:
         kept = f", kept for the backward pass {_gibi(count.saved[part])}" if part in count.saved else ""
-        print(f"  {part:40}{_tera(count.flops[part]):>8}{_gibi(count.at_peak.get(part, 0)):>17}{kept}")
-
-
-def _ratios(counted: Cost) -> None:
-    plain, guided = counted.run_flops(False), counted.run_flops(True)
-    print(
-        f"  a run of {counted.steps} steps, {counted.guided_steps} guided: "
-        f"{_tera(guided)} TFLOP for {_tera(plain)}, {guided / plain:.3f}x"
-    )
-    print(f"  most memory, {_gibi(counted.weights)} GiB of weights among it:")
-    for what, peak in (("in a step", counted.step_peak), ("in a run", counted.run_peak)):
-        print(f"    {what:10}{_gibi(peak(True)):>8} GiB for {_gibi(peak(False))}, {peak(True) / peak(False):.2f}x")
+        print(f"  {part:40}{_tera(flops):>8}{_gibi(count.at_peak.get(part, 0)):>17}{kept}")
 
 
 def _tera(operations: int) -> str:
