@@ -27,6 +27,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--clips", type=positive, default=1, metavar="N", help="clips that --measure samples at once (default: 1)"
     )
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), help="also sample it there, on random weights: seconds and peak memory"
+    )
     add_config_flags(parser)
     parser.set_defaults(run=_cost)
 
@@ -39,11 +42,13 @@ def _cost(args: argparse.Namespace) -> int:
     import warnings
     from dataclasses import replace
 
+    import torch
+
     from mp_hooks.config import config_from_flags
     from mp_hooks.errors import MotionPromptError
     from mp_hooks.guidance.memory import POLICIES
     from mp_hooks.lab import mini
-    from mp_hooks.lab.cost import cost, full_size
+    from mp_hooks.lab.cost.hosts import MEASURED_ONLY
 
     if args.name == "mini":
         args.mp_config = args.mp_config or mini.GUIDANCE
@@ -53,8 +58,26 @@ def _cost(args: argparse.Namespace) -> int:
     config = replace(config, progress=False, seed=config.seed or 0)  # the same pairs each time
     if args.name == "mini":
         config = mini.guidance(config)
-    policies = POLICIES if config.checkpointing == "auto" else [config.checkpointing]
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise MotionPromptError("torch finds no GPU here; leave --device out to count alone")
+    policies = list(POLICIES) if config.checkpointing == "auto" else [config.checkpointing]
     warnings.filterwarnings("ignore", category=UserWarning)  # of fake tensors that have no address
+    if args.name not in MEASURED_ONLY:
+        _counted(args, config, policies)
+    elif not args.device:
+        raise MotionPromptError(f"{args.name} is measured, not counted: give --device cuda")
+    if args.device:
+        _timed(args, config, policies)
+    if args.measure:
+        _measure(config, args.measure, args.clips)
+    return 0
+
+
+def _counted(args: argparse.Namespace, config: MotionPromptConfig, policies: list[str]) -> None:
+    from dataclasses import replace
+
+    from mp_hooks.lab.cost import cost, full_size
+
     parts = {}
     for number, policy in enumerate(policies):
         with full_size(args.name, args.repo) as full:
@@ -73,9 +96,39 @@ def _cost(args: argparse.Namespace) -> int:
     print(f"\nof every peak {_gibi(counted.weights)} GiB are the host's weights, which are left out below")
     for what, count in sorted(parts.items(), key=lambda part: -part[1].total):
         _show(what, count)
-    if args.measure:
-        _measure(config, args.measure, args.clips)
-    return 0
+
+
+def _timed(args: argparse.Namespace, config: MotionPromptConfig, policies: list[str]) -> None:
+    """The same runs on random weights: a few steps are sampled, and the whole run is put together from them."""
+    from dataclasses import replace
+
+    import torch
+
+    from mp_hooks.guidance.schedule import guided_window
+    from mp_hooks.lab.cost import full_size
+    from mp_hooks.lab.cost.hosts import DTYPES, Weights
+    from mp_hooks.lab.cost.timing import Price, Subject, timed, windowed
+
+    steps, few, dtype = 10, 2, DTYPES[args.name]
+    with full_size(args.name, args.repo, Weights(False, args.device, dtype)) as full:
+        subject, guided = Subject(full.host, full.sample), len(guided_window(full.steps, config.start, config.stop))
+        timed(subject, 2, args.device, windowed(config, 2, 1))  # what is done once is done
+        plain = timed(subject, steps, args.device)
+        whole, before = full.steps * plain.seconds / steps, _gibi(plain.peak)
+        card = torch.cuda.get_device_name() if args.device == "cuda" else "this CPU"
+        print(f"\nsampled on {card} in {dtype}, {few} guided steps of {steps}, nothing decoded; of that a run\n")
+        print(f"{'':36}{'s a step':>16}{'s of the run':>24}{'peak GiB':>20}")
+        print(f"{'without guidance':36}{_four(plain.seconds / steps):>16}{_four(whole):>24}{before:>20}")
+        for policy in policies:
+            taken = timed(subject, steps, args.device, windowed(replace(config, checkpointing=policy), steps, few))
+            price = Price(plain, taken)
+            seconds = price.run(full.steps, guided)
+            run, peak = (
+                f"{_four(seconds)} ({seconds / whole:.2f}x)",
+                f"{_gibi(taken.peak)} ({taken.peak / plain.peak:.2f}x)",
+            )
+            note = f"  {taken.unguided} steps were not guided" if taken.unguided else ""
+            print(f"{f'guided, checkpointing {policy}':36}{_four(price.guided_step):>16}{run:>24}{peak:>20}{note}")
 
 
 def _measure(config: MotionPromptConfig, rounds: int, clips: int) -> None:
@@ -137,8 +190,12 @@ def _show(what: str, count: Count) -> None:
 
 
 def _tera(operations: int) -> str:
-    return f"{operations / 1e12:.4g}"
+    return _four(operations / 1e12)
 
 
 def _gibi(size: int) -> str:
-    return f"{size / 2**30:.4g}"
+    return _four(size / 2**30)
+
+
+def _four(value: float) -> str:
+    return f"{value:.4g}"
