@@ -15,11 +15,13 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from mp_hooks import backbones
 from mp_hooks.cli.main import main
 from mp_hooks.errors import MotionPromptError
+from mp_hooks.guidance.decoder import CHANNELS
 from mp_hooks.lab import mini
 from mp_hooks.lab.cost import cost, hosts
 from mp_hooks.lab.cost.counting import FLOPS, Meter, fake_weights
 from mp_hooks.lab.experiments.tradeoff import GAINS, Point, draw, points
 from mp_hooks.lab.metrics import GainShare, compare, gain_share
+from mp_hooks.lab.mini import model
 from mp_hooks.lab.mini.model import build_pipeline
 
 
@@ -123,6 +125,13 @@ def test_a_subclip_costs_its_part_of_the_clip_and_no_unconditional_branch_of_its
     assert 2 + 4 - 0.5 < counted.guided.flops["denoiser"] / forward < 2 + 4 + 0.1
 
 
+def test_a_decoder_is_counted_without_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "LATENT_CHANNELS", CHANNELS)
+    with hosts.mini(STEPS) as full:
+        counted = cost(full, replace(GUIDANCE, iterations=1, decoder="nowhere.safetensors"))
+    assert counted.guided.flops["decode"] > 0
+
+
 def test_the_tradeoff_draws_every_method(tmp_path: Path) -> None:
     better = [1.0 + n % 3 for n in range(8)]
     exact = {name: compare([0.0] * 8, [sign * value for value in better]) for name, sign in GAINS.items()}
@@ -137,7 +146,12 @@ def test_the_tradeoff_draws_every_method(tmp_path: Path) -> None:
 def test_seconds_and_memory_are_measured_by_turns(capsys: pytest.CaptureFixture) -> None:
     command = ["cost", "mini", "--measure", "1", "--clips", "2"]
     assert main([*command, "--mp-iterations", "1", "--mp-checkpointing", "none", "--mp-start", "0.75"]) == 0
-    table = capsys.readouterr().out.split("clips sampled 2 at once")[1].splitlines()
+    counted, measured = capsys.readouterr().out.split("clips sampled 2 at once")
+    assert re.search(r"guided, checkpointing none .* \(1\.\d\dx\)", counted.split("left out below")[0])
+    parts = [float(number) for number in re.findall(r": +([\d.]+) TFLOP", counted)]
+    assert len(parts) == 3
+    assert parts == sorted(parts, reverse=True)  # the dearest first
+    table = measured.splitlines()
     rows = {line.split()[0]: [float(cell) for cell in re.findall(r"([\d.]+) \(", line)] for line in table[2:5]}
     assert rows.keys() == {"plain", "off", "guided"}
     assert rows["guided"][0] > rows["plain"][0] > 0

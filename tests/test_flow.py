@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mp_hooks.cli.main import main
 from mp_hooks.errors import MotionPromptError
@@ -130,8 +133,56 @@ def test_every_derivative_of_a_linearisation_is_that_of_finite_differences() -> 
     torch.manual_seed(0)
     x, y = torch.randn(2, 2, 3, 5, 7, dtype=torch.float64, requires_grad=True)
     flow = torch.randn(2, 2, 5, 7, dtype=torch.float64, requires_grad=True)
-    window, slopes = pyramid._Gaussian(x, pyramid.WINDOW), pyramid._Slopes(x)
-    assert torch.autograd.gradcheck(pyramid._Linearisation.apply, (x, y, flow, window, slopes))
+    assert torch.autograd.gradcheck(pyramid._Linearisation.apply, (x, y, flow, pyramid._Level(flow)))
+
+
+class Launches(TorchDispatchMode):
+    """Counts what a GPU would be asked to compute."""
+
+    computed = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        view = any(value.alias_info and not value.alias_info.is_write for value in function._schema.returns)
+        self.computed += not view and function._overloadpacket.__name__ not in ("_unsafe_view", "new_empty")
+        return function(*args, **(kwargs or {}))
+
+
+class Waits(TorchFunctionMode):
+    """Notes what CPU and GPU would wait for each other at: numbers read back, or copied from Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.__name__
+        if name in ("tensor", "as_tensor", "new_tensor", "item", "tolist", "nonzero", "cpu", "to", "__bool__"):
+            self.calls.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def test_pyramid_waits_for_nothing_and_takes_few_operations() -> None:
+    """Forward and backward of an update's flow, and warping by it, on a device that computes nothing."""
+    estimator = load_flow("pyramid")
+    frames = [torch.empty(1, 3, 128, 128, device="meta", requires_grad=True) for _ in range(2)]
+    for _ in range(2):  # the second time what a size of frames shares is known
+        with Launches() as launches, Waits() as waits:
+            flow = estimator.estimate(*frames)  # without the door's autocast, which knows no such device
+            torch.autograd.grad(warp(frames[1], flow).sum(), frames)
+        assert not waits.calls
+    assert launches.computed < 2400
+
+
+def test_what_a_size_of_frames_shares_serves_any_mode_and_type() -> None:
+    estimator = load_flow("pyramid")
+    first, second = texture(32).requires_grad_(), texture(32, seed=1)
+    with torch.inference_mode():
+        expected = estimator(first, second)
+    flow = estimator(first, second)
+    assert torch.equal(flow, expected)
+    assert torch.autograd.grad(flow.sum(), first)[0].any()
+    torch.testing.assert_close(estimator(first.double(), second.double()), flow.double(), rtol=1e-3, atol=1e-3)
+    assert estimator(first[..., :24], second[..., :24]).shape == (1, 2, 32, 24)
 
 
 @pytest.mark.parametrize("second", [torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--clips", type=positive, default=1, metavar="N", help="clips that --measure samples at once (default: 1)"
     )
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), help="also sample it there, on random weights: seconds and peak memory"
+    )
     add_config_flags(parser)
     parser.set_defaults(run=_cost)
 
@@ -38,11 +42,13 @@ def _cost(args: argparse.Namespace) -> int:
     import warnings
     from dataclasses import replace
 
+    import torch
+
     from mp_hooks.config import config_from_flags
     from mp_hooks.errors import MotionPromptError
     from mp_hooks.guidance.memory import POLICIES
     from mp_hooks.lab import mini
-    from mp_hooks.lab.cost import cost, full_size
+    from mp_hooks.lab.cost.hosts import MEASURED_ONLY
 
     if args.name == "mini":
         args.mp_config = args.mp_config or mini.GUIDANCE
@@ -52,21 +58,77 @@ def _cost(args: argparse.Namespace) -> int:
     config = replace(config, progress=False, seed=config.seed or 0)  # the same pairs each time
     if args.name == "mini":
         config = mini.guidance(config)
-    policies = POLICIES if config.checkpointing == "auto" else [config.checkpointing]
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise MotionPromptError("torch finds no GPU here; leave --device out to count alone")
+    policies = list(POLICIES) if config.checkpointing == "auto" else [config.checkpointing]
     warnings.filterwarnings("ignore", category=UserWarning)  # of fake tensors that have no address
-    for number, policy in enumerate(policies):
-        with full_size(args.name, args.repo) as full:
-            counted = cost(full, replace(config, checkpointing=policy))
-            shape = full.latents
-        if number == 0:
-            print(f"{args.name}, float32, one clip of latents {'x'.join(map(str, shape[1:]))}, K = {config.iterations}")
-            _show("a step without guidance", counted.plain)
-            _show("decoding the clip", counted.decode)
-        _show(f"a guided step, checkpointing {policy}", counted.guided)
-        _ratios(counted)
+    if args.name not in MEASURED_ONLY:
+        _counted(args, config, policies)
+    elif not args.device:
+        raise MotionPromptError(f"{args.name} is measured, not counted: give --device cuda")
+    if args.device:
+        _timed(args, config, policies)
     if args.measure:
         _measure(config, args.measure, args.clips)
     return 0
+
+
+def _counted(args: argparse.Namespace, config: MotionPromptConfig, policies: list[str]) -> None:
+    from dataclasses import replace
+
+    from mp_hooks.lab.cost import cost, full_size
+
+    parts = {}
+    for number, policy in enumerate(policies):
+        with full_size(args.name, args.repo) as full:
+            counted = cost(full, replace(config, checkpointing=policy))
+            shape = "x".join(map(str, full.latents[1:]))
+        if number == 0:
+            print(
+                f"{args.name}, float32, one clip of latents {shape}, {counted.steps} steps of which "
+                f"{counted.guided_steps} are guided, K = {config.iterations}\n"
+            )
+            print(f"{'a run':36}{'TFLOP':>16}{'peak GiB of a step':>24}{'of the run':>20}")
+            _run("without guidance", counted, False)
+            parts = {"a step without guidance": counted.plain, "decoding the clip": counted.decode}
+        _run(f"guided, checkpointing {policy}", counted, True)
+        parts[f"a guided step, checkpointing {policy}"] = counted.guided
+    print(f"\nof every peak {_gibi(counted.weights)} GiB are the host's weights, which are left out below")
+    for what, count in sorted(parts.items(), key=lambda part: -part[1].total):
+        _show(what, count)
+
+
+def _timed(args: argparse.Namespace, config: MotionPromptConfig, policies: list[str]) -> None:
+    """The same runs on random weights: a few steps are sampled, and the whole run is put together from them."""
+    from dataclasses import replace
+
+    import torch
+
+    from mp_hooks.guidance.schedule import guided_window
+    from mp_hooks.lab.cost import full_size
+    from mp_hooks.lab.cost.hosts import DTYPES, Weights
+    from mp_hooks.lab.cost.timing import Price, Subject, timed, windowed
+
+    steps, few, dtype = 10, 2, DTYPES[args.name]
+    with full_size(args.name, args.repo, Weights(False, args.device, dtype)) as full:
+        subject, guided = Subject(full.host, full.sample), len(guided_window(full.steps, config.start, config.stop))
+        timed(subject, 2, args.device, windowed(config, 2, 1))  # what is done once is done
+        plain = timed(subject, steps, args.device)
+        whole, before = full.steps * plain.seconds / steps, _gibi(plain.peak)
+        card = torch.cuda.get_device_name() if args.device == "cuda" else "this CPU"
+        print(f"\nsampled on {card} in {dtype}, {few} guided steps of {steps}, nothing decoded; of that a run\n")
+        print(f"{'':36}{'s a step':>16}{'s of the run':>24}{'peak GiB':>20}")
+        print(f"{'without guidance':36}{_four(plain.seconds / steps):>16}{_four(whole):>24}{before:>20}")
+        for policy in policies:
+            taken = timed(subject, steps, args.device, windowed(replace(config, checkpointing=policy), steps, few))
+            price = Price(plain, taken)
+            seconds = price.run(full.steps, guided)
+            run, peak = (
+                f"{_four(seconds)} ({seconds / whole:.2f}x)",
+                f"{_gibi(taken.peak)} ({taken.peak / plain.peak:.2f}x)",
+            )
+            note = f"  {taken.unguided} steps were not guided" if taken.unguided else ""
+            print(f"{f'guided, checkpointing {policy}':36}{_four(price.guided_step):>16}{run:>24}{peak:>20}{note}")
 
 
 def _measure(config: MotionPromptConfig, rounds: int, clips: int) -> None:
@@ -108,30 +170,32 @@ def _tradeoff(args: argparse.Namespace) -> int:
     return 0
 
 
+def _run(what: str, counted: Cost, guided: bool) -> None:
+    """A line of the table of runs; those with guidance are compared to that without."""
+
+    def shown(value: Callable[[bool], int], as_text: Callable[[int], str]) -> str:
+        ratio = f" ({value(True) / value(False):.2f}x)" if guided else ""
+        return as_text(value(guided)) + ratio
+
+    flops, step, run = (counted.run_flops, _tera), (counted.step_peak, _gibi), (counted.run_peak, _gibi)
+    print(f"{what:36}{shown(*flops):>16}{shown(*step):>24}{shown(*run):>20}")
+
+
 def _show(what: str, count: Count) -> None:
-    from mp_hooks.lab.cost import PARTS
-
-    parts = [part for part in PARTS if count.flops.get(part)]
     print(f"\n{what + ':':42}{_tera(count.total):>8} TFLOP {_gibi(count.peak):>10} GiB at its peak")
-    for part in parts if len(parts) > 1 else []:
+    parts = sorted(((flops, part) for part, flops in count.flops.items() if flops), reverse=True)
+    for flops, part in parts if len(parts) > 1 else []:
         kept = f", kept for the backward pass {_gibi(count.saved[part])}" if part in count.saved else ""
-        print(f"  {part:40}{_tera(count.flops[part]):>8}{_gibi(count.at_peak.get(part, 0)):>17}{kept}")
-
-
-def _ratios(counted: Cost) -> None:
-    plain, guided = counted.run_flops(False), counted.run_flops(True)
-    print(
-        f"  a run of {counted.steps} steps, {counted.guided_steps} guided: "
-        f"{_tera(guided)} TFLOP for {_tera(plain)}, {guided / plain:.3f}x"
-    )
-    print(f"  most memory, {_gibi(counted.weights)} GiB of weights among it:")
-    for what, peak in (("in a step", counted.step_peak), ("in a run", counted.run_peak)):
-        print(f"    {what:10}{_gibi(peak(True)):>8} GiB for {_gibi(peak(False))}, {peak(True) / peak(False):.2f}x")
+        print(f"  {part:40}{_tera(flops):>8}{_gibi(count.at_peak.get(part, 0)):>17}{kept}")
 
 
 def _tera(operations: int) -> str:
-    return f"{operations / 1e12:.4g}"
+    return _four(operations / 1e12)
 
 
 def _gibi(size: int) -> str:
-    return f"{size / 2**30:.4g}"
+    return _four(size / 2**30)
+
+
+def _four(value: float) -> str:
+    return f"{value:.4g}"

@@ -9,6 +9,9 @@ the mean of its neighbourhood as Horn and Schunck's (1981) does, so that it is f
 for the two together see Bruhn, Weickert and Schnoerr (IJCV 2005). The images compared are the colour channels with
 local mean and contrast normalised, which makes a change of light, and flicker, harmless. w leaves out what moved
 out of the frame and turns down what does not match, occlusions first of all (Black and Anandan's Lorentzian, 1996).
+
+The arithmetic is a few pixels' worth, so that on a GPU the number of operations is what it costs: both frames, both
+components and all products go through each one together, and nothing is read back or copied from the CPU.
 """
 
 from __future__ import annotations
@@ -23,14 +26,14 @@ from torch.autograd.function import once_differentiable
 
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.flow.base import FlowEstimator, register_flow
-from mp_hooks.flow.warping import sampling_grid
+from mp_hooks.flow.warping import Frame
 
 COARSEST_SIDE = 8  # pixels: no level has a shorter side
 STEPS, FINEST_STEPS = 6, 3  # linearisations on each level; the finest, which costs most, starts closest
 WINDOW = 3.0  # standard deviation of G in pixels of each level
-CONTRAST_WINDOW = 1.5  # of the window over which mean and contrast are normalised
+CONTRAST_WINDOW = 1.5  # that of the window over which mean and contrast are normalised
 CONTRAST_FLOOR = 0.02  # contrast, of 2 from black to white, below which texture counts as noise
-SMOOTHNESS = 1e-2  # lambda
+SMOOTHNESS = 4e-2  # lambda, where w is at most 1 / MISMATCH squared
 MISMATCH = 0.5  # residual, in units of local contrast, at which the robust weight has fallen to a half
 
 BICUBIC = 2, 1, False  # of grid_sample: its number, that of repeated borders, corners not aligned
@@ -46,17 +49,42 @@ class Pyramid(FlowEstimator):
         super().__init__()
         if weights is not None:
             raise MotionPromptError(f"the flow 'pyramid' has no weights; leave out {weights} or name another estimator")
+        self._levels: tuple[Any, list[_Level]] = None, []
 
     def estimate(self, first: Tensor, second: Tensor) -> Tensor:
-        levels = list(zip(_pyramid(first), _pyramid(second), strict=True))
-        flow = first.new_zeros(len(first), 2, *levels[-1][0].shape[2:])
-        for depth, (x, y) in reversed(list(enumerate(levels))):
-            flow = _resize_flow(flow, x.shape[2:])
-            contrast, window, slopes = _Gaussian(x, CONTRAST_WINDOW), _Gaussian(x, WINDOW), _Slopes(x)
-            x, y = _normalise(x, contrast), _normalise(y, contrast)
+        images = _pyramid(torch.cat([first, second]))
+        levels = self._known(images)
+        flow = first.new_zeros(len(first), 2, *images[-1].shape[2:])
+        for depth in reversed(range(len(levels))):
+            level = levels[depth]
+            x, y = _normalise(images[depth], level.contrast).chunk(2)
             for _ in range(STEPS if depth else FINEST_STEPS):
-                flow = _Linearisation.apply(x, y, flow, window, slopes)
+                flow = _Linearisation.apply(x, y, flow, level)
+            if depth:
+                finer = levels[depth - 1]
+                flow = F.interpolate(flow, finer.places.shape[1:], mode="bilinear", align_corners=False)
+                flow = flow * (finer.half / level.half)
         return flow
+
+    def _known(self, images: list[Tensor]) -> list[_Level]:
+        """What the levels of images like these share; that of the last size is kept."""
+        wanted = images[0].shape[2:], images[0].device, images[0].dtype
+        known, levels = self._levels
+        if known != wanted:
+            with torch.inference_mode(False):  # what is made in it cannot be used outside
+                levels = [_Level(image) for image in images]
+            self._levels = wanted, levels
+        return levels
+
+
+class _Level(Frame):
+    """What all images [..., h, w] of a level share."""
+
+    def __init__(self, like: Tensor) -> None:
+        super().__init__(like)
+        self.contrast, self.window = _Gaussian(like, CONTRAST_WINDOW), _Gaussian(like, WINDOW)
+        self.slopes = _Slopes(like)
+        self.reach = self.half + 0.5  # to a pixel's width outside the frame
 
 
 class _Gaussian:
@@ -66,12 +94,13 @@ class _Gaussian:
     """
 
     def __init__(self, like: Tensor, sigma: float) -> None:
-        self.rows, self.columns = (self._matrix(side, sigma, like) for side in like.shape[2:])
+        self.rows, self.columns = (self._matrix(side, sigma, like) for side in like.shape[-2:])
 
     @staticmethod
     def _matrix(side: int, sigma: float, like: Tensor) -> Tensor:
         place = torch.arange(side, device=like.device, dtype=like.dtype)
-        return torch.softmax(-((place[:, None] - place) ** 2) / (2 * sigma**2), dim=1)
+        weights = torch.softmax(-((place[:, None] - place) ** 2) / (2 * sigma**2), dim=1)
+        return F.threshold(weights, 1e-12, 0)  # subnormal numbers make a CPU's products 30 times slower
 
     def __call__(self, image: Tensor) -> Tensor:
         return self.rows @ (image @ self.columns.T)
@@ -81,11 +110,15 @@ class _Gaussian:
 
 
 class _Slopes:
-    """Central differences of images [..., h, w] along x and y, one-sided at the border, by one matrix a side."""
+    """Of the mean of two images, from their sum [..., h, w]: along x and y, by one matrix a side.
+
+    Central differences, one-sided at the border.
+    """
 
     def __init__(self, like: Tensor) -> None:
         self.rows, self.columns = (
-            torch.gradient(torch.eye(side, device=like.device, dtype=like.dtype), dim=0)[0] for side in like.shape[2:]
+            torch.gradient(torch.eye(side, device=like.device, dtype=like.dtype) / 2, dim=0)[0]
+            for side in like.shape[-2:]
         )
 
     def __call__(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,11 +137,6 @@ def _pyramid(image: Tensor) -> list[Tensor]:
     return levels
 
 
-def _resize_flow(flow: Tensor, size: torch.Size) -> Tensor:
-    scale = flow.new_tensor([size[1] / flow.shape[3], size[0] / flow.shape[2]]).view(2, 1, 1)
-    return scale * F.interpolate(flow, size, mode="bilinear", align_corners=False)
-
-
 def _normalise(image: Tensor, blur: _Gaussian) -> Tensor:
     """Each colour channel with local mean 0 and local standard deviation 1, noise aside."""
     centred = image - blur(image)
@@ -116,67 +144,59 @@ def _normalise(image: Tensor, blur: _Gaussian) -> Tensor:
 
 
 class _Linearisation(torch.autograd.Function):
-    """The minimiser of the energy above: u of A u = s, per pixel, less than the mean of the flow around it.
+    """The minimiser of the energy above, per pixel: flow - u where A u = s, all from products under G.
 
     x, y [b, 3, h, w], normalised, and the flow so far [b, 2, h, w] to flow [b, 2, h, w]. Its backward pass solves the
     same A for the adjoint of u, which takes much less than what autograd does over all that led to A and s.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, flow: Tensor, blur: _Gaussian, slopes: _Slopes) -> Tensor:
-        grid = sampling_grid(flow)
+    def forward(ctx: Any, x: Tensor, y: Tensor, flow: Tensor, level: _Level) -> Tensor:
+        places = level.places + flow
+        grid = level.grid(places)
         warped = torch.grid_sampler_2d(y, grid, *BICUBIC)
         residual = warped - x
-        gx, gy = slopes((x + warped) / 2)
-        inside, inwards = _inside(flow)
-        match = 1 / (1 + (residual / MISMATCH) ** 2)
-        weight = inside * match
-        wx, wy = weight * gx, weight * gy
-        products = [(a * b).sum(1) for a, b in ((wx, gx), (wx, gy), (wy, gy), (wx, residual), (wy, residual))]
-        xx, xy, yy, xr, yr, mean_x, mean_y = blur(torch.stack([*products, *flow.unbind(1)], 1)).unbind(1)
+        terms = torch.stack([*level.slopes(x + warped), residual], 1)  # [b, 3, 3, h, w], by term and channel
+        left = level.reach - places.abs()
+        within = left.clamp(0, 1)
+        match = (residual**2 + MISMATCH**2).reciprocal()
+        weight = within[:, :1] * within[:, 1:] * match
 
-        to_mean_x, to_mean_y = mean_x - flow[:, 0], mean_y - flow[:, 1]
-        s = xr + xx * to_mean_x + xy * to_mean_y, yr + xy * to_mean_x + yy * to_mean_y
-        system = xx + SMOOTHNESS, xy, yy + SMOOTHNESS
-        moved = torch.stack([mean_x, mean_y], 1) - torch.stack(_solve(*system, *s), 1)
-        ctx.save_for_backward(y, grid, residual, gx, gy, match, weight, inwards, moved - flow, *system)
-        ctx.blur, ctx.slopes = blur, slopes
-        return moved
+        products = ((weight[:, None] * terms[:, :2])[:, :, None] * terms[:, None]).sum(3)  # of slopes with all terms
+        means = level.window(torch.cat([products.flatten(1, 2), flow], 1))
+        products, mean = means[:, :6].unflatten(1, (2, 3)), means[:, 6:]
+        xx, xy, yy = products[:, 0, 0] + SMOOTHNESS, -products[:, 0, 1], products[:, 1, 1] + SMOOTHNESS
+        inverse = torch.stack([yy, xy, xy, xx], 1) / (xy * xy - xx * yy)[:, None]  # of -A
+        inverse = inverse.unflatten(1, (2, 2))
+        change = _times(inverse, products[:, :, 2].sub(mean - flow, alpha=SMOOTHNESS))
+        ctx.save_for_backward(y, grid, places, terms, left, within, match, weight, inverse, change)
+        ctx.level = level
+        return flow + change
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        y, grid, residual, gx, gy, match, weight, inwards, change, *system = ctx.saved_tensors
-        vx, vy = _solve(*system, *(-gradient).unbind(1))
-        dx, dy = change.unbind(1)
-        products = ctx.blur.adjoint(torch.stack([vx * dx, vx * dy + vy * dx, vy * dy, vx, vy], 1))
-        xx, xy, yy, xr, yr = products[:, :, None].unbind(1)
+        y, grid, places, terms, left, within, match, weight, inverse, change = ctx.saved_tensors
+        level, slopes, residual = ctx.level, terms[:, :2], terms[:, 2]
+        of_s = _times(inverse, gradient)[:, :, None]
+        products = level.window.adjoint(torch.cat([of_s * change[:, None], of_s], 2))[:, :, :, None]
 
-        along_x, along_y = xx * gx, yy * gy
-        by_x = along_x + xy * gy + xr * residual  # the loss is linear in the products: gx * by_x + gy * by_y, weighted
-        by_y = along_y + yr * residual
-        of_inside = (gx * by_x + gy * by_y) * match
-        of_mean = ctx.slopes.adjoint(weight * (by_x + along_x), weight * (by_y + along_y + xy * gx)) / 2
-        of_residual = weight * (xr * gx + yr * gy - 2 / MISMATCH**2 * residual * of_inside)
+        by_slope = (products * terms[:, None]).sum(2)  # the loss is linear in the products: slopes * by_slope * weight
+        of_terms = (products * slopes[:, :, None]).sum(1)
+        of_terms[:, :2].add_(by_slope)
+        of_terms = weight[:, None] * of_terms
+        of_inside = (slopes * by_slope).sum(1) * match
+        of_mean = level.slopes.adjoint(of_terms[:, 0], of_terms[:, 1])
+        of_residual = of_terms[:, 2].addcmul(weight * residual, of_inside, value=-2)
         of_y, of_grid = torch.ops.aten.grid_sampler_2d_backward(of_mean + of_residual, y, grid, *BICUBIC, (True, True))
-        of_flow = gradient + SMOOTHNESS * (torch.stack([vx, vy], 1) - products[:, 3:])
-        of_flow += of_inside.sum(1, keepdim=True) * inwards
-        of_flow += of_grid.movedim(3, 1) * of_flow.new_tensor([2 / y.shape[3], 2 / y.shape[2]]).view(2, 1, 1)
-        return of_mean - of_residual, of_y, of_flow, None, None
+
+        of_within = of_inside.sum(1, keepdim=True) * within.flip(1)
+        of_left = torch.ops.aten.hardtanh_backward(of_within, left, 0, 1)
+        of_places = (of_grid.movedim(3, 1) / level.half).addcmul(of_left, places.sign(), value=-1)
+        of_flow = (gradient + of_places).add(of_s[:, :, 0] - products[:, :, 2, 0], alpha=SMOOTHNESS)
+        return of_mean - of_residual, of_y, of_flow, None
 
 
-def _solve(xx: Tensor, xy: Tensor, yy: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """u of [[xx, xy], [xy, yy]] u = (x, y); the determinant is at least SMOOTHNESS squared."""
-    determinant = xx * yy - xy * xy
-    return (yy * x - xy * y) / determinant, (xx * y - xy * x) / determinant
-
-
-def _inside(flow: Tensor) -> tuple[Tensor, Tensor]:
-    """1 where p + flow(p) lies in the frame, falling to 0 within a pixel outside it, [b, 1, h, w]; and its gradient."""
-    height, width = flow.shape[2:]
-    x = flow[:, 0] + torch.arange(width, device=flow.device)
-    y = flow[:, 1] + torch.arange(height, device=flow.device)[:, None]
-    beyond = torch.stack([x - x.clamp(0, width - 1), y - y.clamp(0, height - 1)], 1)
-    within = F.relu(1 - beyond.abs())
-    inwards = -beyond.sign() * (within > 0) * within.flip(1)
-    return within.prod(1, keepdim=True), inwards
+def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """[b, 2, 2, h, w] times [b, 2, h, w], per pixel."""
+    return (matrices * vectors[:, None]).sum(2)

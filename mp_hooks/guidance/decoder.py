@@ -19,8 +19,8 @@ class TinyDecoder(nn.Module):
     For hosts with those latents. Raises MotionPromptError where diffusers or the weights cannot be had.
     """
 
-    def __init__(self, weights: str | Path) -> None:
-        """weights: a name in `HUB`, or a safetensors file in diffusers' naming (AutoencoderTiny)."""
+    def __init__(self, weights: str | Path | None) -> None:
+        """weights: a name in `HUB`, or a safetensors file in diffusers' naming (AutoencoderTiny); None: random ones."""
         super().__init__()
         try:
             from diffusers import AutoencoderTiny
@@ -34,7 +34,8 @@ class TinyDecoder(nn.Module):
                 net = AutoencoderTiny.from_pretrained(HUB[str(weights)], use_safetensors=True)
             else:
                 net = AutoencoderTiny()
-                net.load_state_dict(load_file(weights))
+                if weights is not None:
+                    net.load_state_dict(load_file(weights))
         except (OSError, SafetensorError, RuntimeError) as error:
             wrong = "cannot be had from the hub" if str(weights) in HUB else "does not hold TAESD's weights"
             raise MotionPromptError(

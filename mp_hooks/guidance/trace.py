@@ -109,8 +109,10 @@ def read_trace(path: str | Path) -> list[dict[str, Any]]:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the allocator's peak on CUDA, the process's peak resident size elsewhere."""
+    """Bytes: on CUDA the allocator's peak since this was last asked, elsewhere the process's peak resident size."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is bytes on macOS, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

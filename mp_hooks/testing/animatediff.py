@@ -36,7 +36,7 @@ class AnimateDiffCase(DiffusersCase):
         """The host's modules can be imported inside."""
         require("imageio", extra="animatediff")
         require("diffusers", extra="animatediff")
-        with importable(self.checkout), shims(manifest.load(self.name).script.shims, "cpu"):
+        with importable(self.checkout), shims(manifest.load(self.name).script.shims, self.device):
             yield
 
     @contextmanager
@@ -156,7 +156,7 @@ class AnimateDiffCase(DiffusersCase):
             given = {"controlnet_images": pictures, "controlnet_image_index": list(range(self.pictures))}
         with swapped(host, "decode_latents", lambda latents: latents):
             settings = {"num_inference_steps": 4, "output_type": "latent", **self.settings, **self.options, **given}
-            return host(prompts, **settings, **extra).videos
+            return host(prompts, **{**settings, **extra}).videos
 
     def own_decode(self, host: Any, clean: Tensor) -> Tensor:
         frames = [host.vae.decode(frame / LATENT_SCALE).sample for frame in clean.unbind(2)]

@@ -66,8 +66,8 @@ def importable(*folders: Path) -> Iterator[None]:
         sys.path[:] = path
 
 
-def _lies_in(module: ModuleType, folders: Sequence[Path]) -> bool:
-    known = vars(module)
+def _lies_in(module: ModuleType | None, folders: Sequence[Path]) -> bool:
+    known = {} if module is None else vars(module)  # None keeps a name from being imported
     places = [known.get("__file__") or "", *(known.get("__path__") or [])]
     return any(Path(place).is_relative_to(folder) for place in places for folder in folders)
 
@@ -77,9 +77,10 @@ PROMPTS = ["a tiger walks in the forest", "a boat on the sea"]
 
 
 class HostCase(ABC):
-    """A tiny random instance of a host, in float32 on the CPU, and how to sample it."""
+    """A tiny random instance of a host, in float32, and how to sample it."""
 
     name: ClassVar[str]  # of the adapter
+    device = "cpu"  # on which it is opened
     prompts: list[str] = PROMPTS
     # Half of the steps guided, with moves large enough to show in a random network. Plain gradient descent, because
     # Adam turns the rounding of a near-zero gradient into a step of full size.

@@ -115,6 +115,7 @@ class DiffusersCase(HostCase):
         torch.manual_seed(0)
         pipe = self.build(diffusers)
         pipe.set_progress_bar_config(disable=True)
+        pipe.to(self.device)
         yield pipe
 
     def sample(self, host: Any, prompts: list[str], seed: int, **extra: Any) -> Tensor:
@@ -319,7 +320,7 @@ class WanCase(DiffusersCase):
 
     def own_decode(self, host: Any, clean: Tensor) -> Tensor:
         mean, deviation = (
-            torch.tensor(getattr(host.vae.config, name)).view(1, -1, 1, 1, 1)
+            torch.tensor(getattr(host.vae.config, name)).view(1, -1, 1, 1, 1).to(clean)
             for name in ("latents_mean", "latents_std")
         )
         return host.vae.decode(clean * deviation + mean).sample

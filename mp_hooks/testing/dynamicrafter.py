@@ -54,8 +54,8 @@ class DynamiCrafterCase(LVDMCase):
         name = "ddim" if self.cfg_img is None else "ddim_multiplecond"
         sampler = importlib.import_module(f"lvdm.models.samplers.{name}").DDIMSampler(host)
         torch.manual_seed(seed)
-        image = torch.rand(len(prompts), 3, 64, 64) * 2 - 1
-        given = torch.randn(len(prompts), host.channels, 1, 8, 8).repeat(1, 1, self.frames, 1, 1)
+        image = (torch.rand(len(prompts), 3, 64, 64) * 2 - 1).to(self.device)
+        given = torch.randn(len(prompts), host.channels, 1, *self.size).repeat(1, 1, self.frames, 1, 1).to(self.device)
         if self.ends is not None:
             given[:, :, 1:-1] = 0
 
@@ -69,14 +69,14 @@ class DynamiCrafterCase(LVDMCase):
         latents, _ = sampler.sample(
             S=self.steps,
             batch_size=len(prompts),
-            shape=(host.channels, self.frames, 8, 8),
+            shape=(host.channels, self.frames, *self.size),
             unconditional_conditioning=conditioning(nothing, torch.zeros_like(image)),
             conditioning=conditioning(prompts, image),
             unconditional_guidance_scale=7.5,
             unconditional_conditioning_img_nonetext=image_only,
             cfg_img=self.cfg_img,
             eta=1.0,
-            fs=torch.tensor([host.model.diffusion_model.default_fs] * len(prompts)),
+            fs=torch.tensor([host.model.diffusion_model.default_fs] * len(prompts), device=self.device),
             timestep_spacing=spacing,
             guidance_rescale=rescale,
             verbose=False,

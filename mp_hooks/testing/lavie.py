@@ -38,7 +38,7 @@ class LaVieCase(DiffusersCase):
         """The host's modules can be imported inside."""
         require("rotary_embedding_torch", extra="lavie")
         base = self.checkout / "base"
-        with importable(base / "pipelines", base), shims(manifest.load(self.name).script.shims, "cpu"):
+        with importable(base / "pipelines", base), shims(manifest.load(self.name).script.shims, self.device):
             yield
 
     @contextmanager

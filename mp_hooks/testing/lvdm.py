@@ -22,7 +22,7 @@ CLIP = "mp-tiny-clip"  # of our own, in the file of that name: open_clip knows n
 class LVDMCase(HostCase):
     """A LatentDiffusion model from one of the host's own configurations, made narrow."""
 
-    steps, frames = 4, 4
+    steps, frames, size = 4, 4, (8, 8)  # of the latents
     script: str
 
     def __init__(self, checkout: Path) -> None:
@@ -40,13 +40,13 @@ class LVDMCase(HostCase):
     def host_imports(self) -> Iterator[None]:
         """The host's modules can be imported inside; afterwards they are forgotten, as other hosts use their names."""
         require("open_clip", extra="videocrafter")
-        with importable(self.checkout), shims(manifest.load(self.name).script.shims, "cpu"):
+        with importable(self.checkout), shims(manifest.load(self.name).script.shims, self.device):
             yield
 
     @contextmanager
     def open(self) -> Iterator[nn.Module]:
         with self.host_imports():
-            yield build(self.tiny_config())
+            yield build(self.tiny_config()).to(self.device)
 
     def command(self, folder: Path) -> Command:
         """The host's script on a configuration and a checkpoint of its own kinds."""

@@ -42,13 +42,13 @@ class VideoCrafterCase(LVDMCase):
     def sample(self, host: nn.Module, prompts: list[str], seed: int, callback: Any = None) -> Tensor:
         sampler = importlib.import_module("lvdm.models.samplers.ddim").DDIMSampler(host)
         torch.manual_seed(seed)
-        picture = torch.rand(len(prompts), 3, 64, 64) * 2 - 1
-        fps = torch.tensor([28] * len(prompts))
+        picture = (torch.rand(len(prompts), 3, 64, 64) * 2 - 1).to(self.device)
+        fps = torch.tensor([28] * len(prompts), device=self.device)
         nothing = self.rows(host, [""] * len(prompts), torch.zeros_like(picture))
         latents, _ = sampler.sample(
             S=self.steps,
             batch_size=len(prompts),
-            shape=(host.channels, self.frames, 8, 8),
+            shape=(host.channels, self.frames, *self.size),
             conditioning={"c_crossattn": [self.rows(host, prompts, picture)], "fps": fps},
             unconditional_conditioning={"c_crossattn": [nothing], "fps": fps},
             unconditional_guidance_scale=12.0,

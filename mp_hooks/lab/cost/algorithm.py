@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from mp_hooks import backbones
 from mp_hooks.config import MotionPromptConfig
 from mp_hooks.guidance import Host, MotionPrompt, Run, Step
+from mp_hooks.guidance.decoder import TinyDecoder
 from mp_hooks.guidance.method import TokenOptimizer, Update
 from mp_hooks.guidance.schedule import guided_window
 from mp_hooks.hooks import Hooks
 from mp_hooks.lab.cost.counting import Meter
 from mp_hooks.lab.cost.hosts import FullSize
-
-PARTS = ("denoiser", "text", "decode", "flow", "discriminator")
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,9 @@ def cost(full: FullSize, config: MotionPromptConfig) -> Cost:
 
     The unguided step has the lean attention of the guided one, as with xformers; operations are the same without.
     """
-    method, hooks, lean = _CountedMethod(config), Hooks(), Hooks()
+    method, hooks, lean = _CountedMethod(replace(config, decoder=None)), Hooks(), Hooks()
+    if config.decoder:
+        method.decoder = TinyDecoder(None)  # what its weights are does not count
     adapter = backbones.adapter_for(full.host)
     adapter.apply(method)
     adapter.arguments = full.arguments

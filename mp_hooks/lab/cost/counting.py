@@ -50,7 +50,7 @@ def fake_weights() -> Iterator[FakeWeights]:
     mode = FakeWeights()
 
     def register(original: Callable[..., None], module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None:
+        if parameter is not None and not isinstance(parameter, FakeTensor):  # a shared one is one
             parameter = nn.Parameter(mode.from_tensor(parameter.detach()), requires_grad=False)
         original(module, name, parameter)
 

@@ -1,4 +1,4 @@
-"""Hosts at their real size on fake weights, about to take a step.
+"""Hosts at their real size: on fake weights, about to take a step, or on random ones on a device, to be sampled.
 
 Sizes are the hosts' own: their configuration files, or the published models'.
 """
@@ -6,83 +6,140 @@ Sizes are the hosts' own: their configuration files, or the published models'.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from mp_hooks import patching
+from mp_hooks import backbones, patching
 from mp_hooks.errors import MotionPromptError, unknown_name
-from mp_hooks.lab.cost.counting import FakeWeights, fake_weights
-from mp_hooks.testing.case import require
+from mp_hooks.hooks import Hooks
+from mp_hooks.lab.cost.counting import fake_weights
+from mp_hooks.testing import CASES
+from mp_hooks.testing.case import HostCase, require
+from mp_hooks.testing.diffusers import awaken
+from mp_hooks.testing.lvdm import LVDMCase
+
+Case = TypeVar("Case", bound=HostCase)
 
 PROMPT = "a tiger walks in the forest"
 STEPS = 50  # the paper's schedule
+SEED = 7
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a host is built on: fake weights, or without `fake` random ones of a type, on a device ("cpu", "cuda")."""
+
+    fake: bool = True
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+    def mode(self) -> AbstractContextManager[AbstractContextManager[Any]]:
+        """In it the host is built and used; yields what makes its tensors like the weights."""
+        return fake_weights() if self.fake else nullcontext(torch.device(self.device))
+
+    @contextmanager
+    def placed(self) -> Iterator[None]:
+        """Modules built inside have each parameter moved as it is registered, and initialised there."""
+
+        def register(original: Callable[..., None], module: nn.Module, name: str, weight: nn.Parameter | None) -> None:
+            if weight is not None and (weight.device.type, weight.dtype) != (self.device, self.dtype):
+                weight = nn.Parameter(weight.detach().to(self.device, self.dtype), requires_grad=weight.requires_grad)
+            original(module, name, weight)
+
+        hooks = Hooks()
+        if not self.fake:
+            hooks.wrap(nn.Module, "register_parameter", register)
+        try:
+            yield
+        finally:
+            hooks.remove()
+
+
+FAKE = Weights()
 
 
 @dataclass(frozen=True)
 class FullSize:
     """A host before a step.
 
-    host: what an adapter takes. call, options: the arguments of its step. latents: their shape [b, c, t, h, w]. mode:
-    in which it is computed. arguments: those of its run that its adapter reads. steps: of the schedule.
+    host: what an adapter takes. sample: the latents, sampled in that many steps through the host's public path. call,
+    options: the arguments of its step, none for a host that can be measured and not counted. latents: their shape
+    [b, c, t, h, w]. mode: in which it is computed. arguments: those of its run that its adapter reads. steps: of
+    the schedule.
     """
 
     host: Any
+    sample: Callable[..., Tensor]
     call: Sequence[Any]
     options: dict[str, Any]
     latents: tuple[int, ...]
-    mode: FakeWeights
+    mode: AbstractContextManager[Any]
     arguments: dict[str, Any] = field(default_factory=dict)
     prompts: Sequence[str] = (PROMPT,)
     steps: int = STEPS
 
 
-def full_size(name: str, repo: Path | None = None) -> AbstractContextManager[FullSize]:
-    """Host `name`, on the code in `repo` or third_party/ if it has a checkout; an unknown name lists the valid ones."""
+@contextmanager
+def full_size(name: str, repo: Path | None = None, weights: Weights = FAKE, **options: Any) -> Iterator[FullSize]:
+    """Host `name`, on the code in `repo` or third_party/ if it has a checkout; an unknown name lists the valid ones.
+
+    options: of its builder below.
+    """
     if name not in FULL_SIZE:
         raise unknown_name("host of known full size", name, list(FULL_SIZE))
-    if name not in patching.names():
-        if repo is not None:
-            raise MotionPromptError(f"{name} is a library, not a checkout; leave --repo out")
-        return FULL_SIZE[name]()
-    manifest = patching.load(name)
-    checkout = repo or patching.default_checkout(manifest)
-    if not patching.is_present(checkout):
-        raise MotionPromptError(f"no checkout of {manifest.title} in {checkout}; get one with: mp-patch {name}")
-    return FULL_SIZE[name](checkout)
+    build: Callable[..., AbstractContextManager[FullSize]] = FULL_SIZE[name]
+    if name in patching.names():
+        manifest = patching.load(name)
+        checkout = repo or patching.default_checkout(manifest)
+        if not patching.is_present(checkout):
+            raise MotionPromptError(f"no checkout of {manifest.title} in {checkout}; get one with: mp-patch {name}")
+        build = partial(build, checkout)
+    elif repo is not None:
+        raise MotionPromptError(f"{name} is a library, not a checkout; leave --repo out")
+    with ExitStack() as stack:
+        with weights.placed():
+            full = stack.enter_context(build(weights=weights, **options))
+        if not weights.fake:
+            full.host.to(weights.device, weights.dtype)  # buffers too
+            awaken(*backbones.adapter_for(full.host).modules())
+        yield full
 
 
 @contextmanager
-def videocrafter2(checkout: Path) -> Iterator[FullSize]:
+def videocrafter2(checkout: Path, weights: Weights = FAKE) -> Iterator[FullSize]:
     """320x512, 16 frames (the host's scripts/run_text2video.sh)."""
     from mp_hooks.testing.videocrafter import VideoCrafterCase
 
-    case = VideoCrafterCase(checkout)
-    with case.host_imports(), fake_weights() as mode:
+    case = _placed(weights, VideoCrafterCase(checkout))
+    with case.host_imports(), weights.mode() as mode:
         model = _latent_diffusion(case.host_config())
         with mode:
             latents, text = torch.empty(1, 4, 16, 40, 64), [torch.empty(1, 77, 1024) for _ in range(2)]
         conditional, unconditional = ({"c_crossattn": [rows], "fps": torch.tensor([28])} for rows in text)
         options = {"unconditional_conditioning": unconditional, "unconditional_guidance_scale": 12.0}
-        yield _lvdm(model, mode, latents, conditional, options)
+        yield _lvdm(case, model, mode, latents, conditional, options)
 
 
 @contextmanager
-def dynamicrafter(checkout: Path) -> Iterator[FullSize]:
-    """The 1024 model: 576x1024, 16 frames (the host's scripts/run.sh)."""
+def dynamicrafter(checkout: Path, weights: Weights = FAKE, version: str = "1024") -> Iterator[FullSize]:
+    """16 frames of 576x1024, of 320x512 or of 256x256 by the model's `version` (the host's scripts/run.sh)."""
     from omegaconf import OmegaConf
 
     from mp_hooks.testing.dynamicrafter import DynamiCrafterCase
 
-    with DynamiCrafterCase(checkout, "1024").host_imports(), fake_weights() as mode:
-        model = _latent_diffusion(OmegaConf.load(checkout / "configs" / "inference_1024_v1.0.yaml"))
+    case = _placed(weights, DynamiCrafterCase(checkout, version))
+    size = {"1024": (72, 128), "512": (40, 64), "256": (32, 32)}[version]
+    with case.host_imports(), weights.mode() as mode:
+        model = _latent_diffusion(OmegaConf.load(checkout / "configs" / f"inference_{version}_v1.0.yaml"))
         with mode:
-            latents, picture = (torch.empty(1, 4, 16, 72, 128) for _ in range(2))
+            latents, picture = (torch.empty(1, 4, 16, *size) for _ in range(2))
             rows = [torch.empty(1, 77 + 16 * 16, 1024) for _ in range(2)]  # of the picture, 16 a frame
         conditional, unconditional = ({"c_crossattn": [row], "c_concat": [picture]} for row in rows)
         options = {
@@ -91,7 +148,7 @@ def dynamicrafter(checkout: Path) -> Iterator[FullSize]:
             "fs": torch.tensor([10]),
             "guidance_rescale": 0.7,
         }
-        yield _lvdm(model, mode, latents, conditional, options)
+        yield _lvdm(case, model, mode, latents, conditional, options)
 
 
 def _latent_diffusion(config: Any) -> nn.Module:
@@ -102,20 +159,29 @@ def _latent_diffusion(config: Any) -> nn.Module:
 
 
 def _lvdm(
-    model: nn.Module, mode: FakeWeights, latents: Tensor, conditioning: dict[str, Any], options: dict[str, Any]
+    case: LVDMCase,
+    model: nn.Module,
+    mode: AbstractContextManager[Any],
+    latents: Tensor,
+    conditioning: dict[str, Any],
+    options: dict[str, Any],
 ) -> FullSize:
+    case.frames, case.size = latents.shape[2], tuple(latents.shape[3:])
     sampler = importlib.import_module("lvdm.models.samplers.ddim").DDIMSampler(model)
     sampler.make_schedule(STEPS, ddim_eta=1.0, verbose=False)
     index = STEPS - 1 - STEPS // 5  # the host counts down
     timestep = torch.tensor([int(sampler.ddim_timesteps[index])])
-    return FullSize(model, [sampler, latents, conditioning, timestep, index], options, tuple(latents.shape), mode)
+    call = [sampler, latents, conditioning, timestep, index]
+    return FullSize(model, sampling(case, model), call, options, tuple(latents.shape), mode)
 
 
 @contextmanager
-def animatediff() -> Iterator[FullSize]:
+def animatediff(weights: Weights = FAKE) -> Iterator[FullSize]:
     """Stable Diffusion 1.5 with AnimateDiff's second motion modules, 512x512, 16 frames."""
+    from mp_hooks.testing.diffusers import AnimateDiffCase
+
     diffusers = require("diffusers", extra="diffusers")
-    with fake_weights() as mode:
+    with weights.mode() as mode:
         pipe = diffusers.AnimateDiffPipeline(
             unet=diffusers.UNetMotionModel(cross_attention_dim=768, use_motion_mid_block=True).eval(),
             scheduler=diffusers.DDIMScheduler(beta_schedule="linear", clip_sample=False, steps_offset=1),
@@ -125,16 +191,42 @@ def animatediff() -> Iterator[FullSize]:
         pipe._guidance_scale, pipe._clip_skip = 7.5, None
         with mode:
             latents, text = torch.empty(2, 4, 16, 64, 64), torch.empty(2 * 16, 77, 768)
-        yield _pipeline(pipe, mode, latents, text)
+        sample = sampling(AnimateDiffCase(), pipe, num_frames=16, height=512, width=512)
+        yield _pipeline(pipe, sample, mode, latents, text)
 
 
 @contextmanager
-def lavie(checkout: Path) -> Iterator[FullSize]:
+def animatediff_scripts(checkout: Path, weights: Weights = FAKE, clips: int = 1) -> Iterator[FullSize]:
+    """guoyww's own code with the third motion modules (its configs/inference/inference-v3.yaml), 512x512, 16 frames."""
+    from mp_hooks.testing.animatediff import AnimateDiffCase
+
+    diffusers = require("diffusers", extra="animatediff")
+    case = _placed(weights, AnimateDiffCase(checkout))
+    with case.host_imports(), weights.mode() as mode:
+        config = case.host_config("inference-v3")
+        unet = importlib.import_module("animatediff.models.unet").UNet3DConditionModel(
+            sample_size=64, cross_attention_dim=768, **config["unet_additional_kwargs"]
+        )
+        pipe = importlib.import_module("animatediff.pipelines.pipeline_animation").AnimationPipeline(
+            unet=unet.eval(),
+            scheduler=diffusers.DDIMScheduler(**config["noise_scheduler_kwargs"]),
+            **_stable_diffusion(diffusers),
+        )
+        with mode:
+            latents, text = torch.empty(2 * clips, 4, 16, 64, 64), torch.empty(2 * clips, 77, 768)
+        sample = sampling(case, pipe, clips, video_length=16, height=512, width=512)
+        arguments = {"guidance_scale": 7.5, "num_videos_per_prompt": 1}
+        yield _pipeline(pipe, sample, mode, latents, text, arguments=arguments, prompts=[PROMPT] * clips)
+
+
+@contextmanager
+def lavie(checkout: Path, weights: Weights = FAKE) -> Iterator[FullSize]:
     """The base model, 320x512, 16 frames (the host's base/configs/sample.yaml)."""
     from mp_hooks.testing.lavie import SCHEDULE, LaVieCase
 
     diffusers = require("diffusers", extra="lavie")
-    with LaVieCase(checkout).host_imports(), fake_weights() as mode:
+    case = _placed(weights, LaVieCase(checkout))
+    with case.host_imports(), weights.mode() as mode:
         unet = importlib.import_module("models.unet").UNet3DConditionModel(sample_size=64, cross_attention_dim=768)
         pipe = importlib.import_module("pipeline_videogen").VideoGenPipeline(
             unet=unet.eval(),
@@ -143,29 +235,106 @@ def lavie(checkout: Path) -> Iterator[FullSize]:
         )
         with mode:
             latents, text = torch.empty(2, 4, 16, 40, 64), torch.empty(2, 77, 768)
-        yield _pipeline(pipe, mode, latents, text, arguments={"guidance_scale": 7.5})
+        sample = sampling(case, pipe, video_length=16, height=320, width=512)
+        yield _pipeline(pipe, sample, mode, latents, text, arguments={"guidance_scale": 7.5})
 
 
 @contextmanager
-def mini(steps: int = 25) -> Iterator[FullSize]:
+def mini(steps: int = 25, weights: Weights = FAKE) -> Iterator[FullSize]:
     """The embedded model, 64x64, 8 frames."""
-    from mp_hooks.lab.mini.clips import FRAMES
-    from mp_hooks.lab.mini.model import (
-        GUIDANCE_SCALE,
-        LATENT_CHANNELS,
-        LATENT_SIZE,
-        MAX_TOKENS,
-        TEXT_WIDTH,
-        build_pipeline,
-    )
+    from mp_hooks.lab.mini import model
 
-    with fake_weights() as mode:
-        pipe = build_pipeline()
-        pipe._guidance_scale, pipe._clip_skip = GUIDANCE_SCALE, None
+    with weights.mode() as mode:
+        pipe = model.build_pipeline()
+        pipe._guidance_scale, pipe._clip_skip = model.GUIDANCE_SCALE, None
         with mode:
-            latents = torch.empty(2, LATENT_CHANNELS, FRAMES, LATENT_SIZE, LATENT_SIZE)
-            text = torch.empty(2 * FRAMES, MAX_TOKENS, TEXT_WIDTH)
-        yield _pipeline(pipe, mode, latents, text, steps=steps)
+            latents = torch.empty(2, model.LATENT_CHANNELS, model.FRAMES, model.LATENT_SIZE, model.LATENT_SIZE)
+            text = torch.empty(2 * model.FRAMES, model.MAX_TOKENS, model.TEXT_WIDTH)
+        yield _pipeline(
+            pipe, lambda steps: model.sample([PROMPT], [SEED], steps, pipe=pipe), mode, latents, text, steps=steps
+        )
+
+
+@contextmanager
+def wan(weights: Weights = FAKE) -> Iterator[FullSize]:
+    """Wan 2.1's 1.3B model, 480x832, 81 frames, with UMT5-XXL."""
+    from mp_hooks.testing.diffusers import WanCase, t5_tokenizer
+
+    diffusers = require("diffusers", extra="diffusers")
+    require("ftfy", extra="diffusers")
+    with weights.mode() as mode:
+        pipe = diffusers.WanPipeline(
+            tokenizer=t5_tokenizer(length=512),
+            text_encoder=_t5("UMT5", vocabulary=256_384),
+            vae=diffusers.AutoencoderKLWan().eval(),
+            scheduler=diffusers.UniPCMultistepScheduler(
+                prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+            ),
+            transformer=diffusers.WanTransformer3DModel(num_attention_heads=12, ffn_dim=8960, num_layers=30).eval(),
+        )
+        sample = sampling(WanCase(), pipe, num_frames=81, height=480, width=832, max_sequence_length=512)
+        pipe.set_progress_bar_config(disable=True)
+        yield FullSize(pipe, sample, [], {}, (1, 16, 21, 60, 104), mode)
+
+
+@contextmanager
+def cogvideox(weights: Weights = FAKE) -> Iterator[FullSize]:
+    """CogVideoX's 2B model, 480x720, 49 frames, with T5-XXL."""
+    from mp_hooks.testing.diffusers import CogVideoXCase, t5_tokenizer
+
+    diffusers = require("diffusers", extra="diffusers")
+    with weights.mode() as mode:
+        pipe = diffusers.CogVideoXPipeline(
+            tokenizer=t5_tokenizer(length=226),
+            text_encoder=_t5("T5", vocabulary=32_128),
+            vae=diffusers.AutoencoderKLCogVideoX(
+                down_block_types=("CogVideoXDownBlock3D",) * 4,
+                up_block_types=("CogVideoXUpBlock3D",) * 4,
+                block_out_channels=(128, 256, 256, 512),
+            ).eval(),
+            transformer=diffusers.CogVideoXTransformer3DModel().eval(),
+            scheduler=diffusers.CogVideoXDDIMScheduler(
+                prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
+            ),
+        )
+        sample = sampling(CogVideoXCase(), pipe, num_frames=49, height=480, width=720, max_sequence_length=226)
+        pipe.set_progress_bar_config(disable=True)
+        yield FullSize(pipe, sample, [], {}, (1, 16, 13, 60, 90), mode)
+
+
+def _t5(kind: str, vocabulary: int) -> nn.Module:
+    """The encoder of T5-XXL or UMT5-XXL."""
+    import transformers
+
+    config = getattr(transformers, kind + "Config")(
+        vocab_size=vocabulary,
+        d_model=4096,
+        d_kv=64,
+        d_ff=10_240,
+        num_layers=24,
+        num_heads=64,
+        feed_forward_proj="gated-gelu",
+    )
+    return getattr(transformers, kind + "EncoderModel")(config).eval()
+
+
+def _placed(weights: Weights, case: Case) -> Case:
+    case.device = weights.device
+    return case
+
+
+def sampling(case: HostCase, host: Any, clips: int = 1, **settings: Any) -> Callable[..., Tensor]:
+    """What samples `host` in a number of steps, as its tiny `case` does, in these settings and those it is given."""
+
+    def sample(steps: int, **more: Any) -> Tensor:
+        prompts = [PROMPT] * clips
+        if isinstance(case, LVDMCase):
+            case.steps = steps
+            return case.sample(host, prompts, SEED)
+        extra = {"num_inference_steps": steps, **settings, **more}
+        return case.sample(host, prompts, SEED, **extra)  # type: ignore[call-arg]
+
+    return sample
 
 
 def _stable_diffusion(diffusers: Any) -> dict[str, Any]:
@@ -189,12 +358,21 @@ def _stable_diffusion(diffusers: Any) -> dict[str, Any]:
     }
 
 
-def _pipeline(pipe: Any, mode: FakeWeights, latents: Tensor, text: Tensor, steps: int = STEPS, **more: Any) -> FullSize:
+def _pipeline(
+    pipe: Any,
+    sample: Callable[..., Tensor],
+    mode: AbstractContextManager[Any],
+    latents: Tensor,
+    text: Tensor,
+    steps: int = STEPS,
+    **more: Any,
+) -> FullSize:
     """`latents` and `text` are those of both branches."""
+    pipe.set_progress_bar_config(disable=True)
     pipe.scheduler.set_timesteps(steps)
     call = [latents, pipe.scheduler.timesteps[steps // 5]]
     shape = (len(latents) // 2, *latents.shape[1:])
-    return FullSize(pipe, call, {"encoder_hidden_states": text}, shape, mode, steps=steps, **more)
+    return FullSize(pipe, sample, call, {"encoder_hidden_states": text}, shape, mode, steps=steps, **more)
 
 
 FULL_SIZE = {
@@ -202,5 +380,17 @@ FULL_SIZE = {
     "diffusers-animatediff": animatediff,
     "lavie": lavie,
     "dynamicrafter": dynamicrafter,
+    "animatediff": animatediff_scripts,
+    "diffusers-wan": wan,
+    "diffusers-cogvideox": cogvideox,
     "mini": mini,
+}
+
+MEASURED_ONLY = ("diffusers-wan", "diffusers-cogvideox")  # without a call to count
+
+# in which the hosts' scripts, or users of their pipelines, run them
+DTYPES = {
+    **dict.fromkeys(CASES, torch.float16),
+    **dict.fromkeys(["videocrafter2", "dynamicrafter", "animatediff", "mini"], torch.float32),
+    **dict.fromkeys(["diffusers-wan", "diffusers-cogvideox", "diffusers-ltx"], torch.bfloat16),
 }
