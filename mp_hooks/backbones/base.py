@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ class Adapter(Host):
     name: ClassVar[str]  # in the registry, and of the manifest in patches/ if there is one
     method: MotionPrompt  # while hooked
     samplings: Samplings | None = None  # finished ones, where they are kept
+    arguments: dict[str, Any]  # of the run site's call, while it samples
     # class names of the blocks to checkpoint
     attention_blocks: ClassVar[tuple[str, ...]] = ("BasicTransformerBlock",)
     other_blocks: ClassVar[tuple[str, ...]] = ("ResBlock", "ResnetBlock", "ResnetBlock2D", "ResnetBlock3D")
@@ -69,8 +71,8 @@ class Adapter(Host):
         """The function in which one step predicts noise under a conditioning; hooked while the host samples."""
 
     @abstractmethod
-    def prompts(self, *args: Any, **kwargs: Any) -> list[str] | None:
-        """From the run site's arguments: the prompt of every sample; None leaves the call alone (another model's)."""
+    def prompts(self, call: dict[str, Any]) -> list[str] | None:
+        """From the run site's arguments by name: the prompt of every sample; None leaves the call alone (not ours)."""
 
     @abstractmethod
     def read(self, *args: Any, **kwargs: Any) -> Step | None:
@@ -85,6 +87,10 @@ class Adapter(Host):
     def watch_run(self) -> dict[Site, Callable[..., Any]]:
         """Further sites and their handlers while the host samples."""
         return {}
+
+    def begin(self) -> None:
+        """Forget the last sampling: one begins, whose call's arguments are in `arguments`."""
+        return
 
     def refuse(self) -> None:
         """Raise MotionPromptError for a setting of the host under which guidance would be wrong."""
@@ -145,9 +151,13 @@ class Adapter(Host):
             hooks.remove()
 
     def _around_run(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        prompts = self.prompts(*args, **kwargs)
+        call = inspect.signature(self.original_run).bind(*args, **kwargs)
+        call.apply_defaults()
+        prompts = self.prompts(call.arguments)
         if prompts is None:
             return original(*args, **kwargs)
+        self.arguments = call.arguments
+        self.begin()
         self.refuse()
 
         def sample() -> Any:

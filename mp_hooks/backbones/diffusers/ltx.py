@@ -28,9 +28,9 @@ class LTX(BatchedGuidance):
     pipeline = "LTXPipeline"
     attention_blocks = ("LTXVideoTransformerBlock",)
 
-    def prompts(self, *args: Any, **kwargs: Any) -> list[str] | None:
-        prompts = super().prompts(*args, **kwargs)
-        if prompts is not None and 1 < self.copies < len(prompts):
+    def prompts(self, call: dict[str, Any]) -> list[str] | None:
+        prompts = super().prompts(call)
+        if prompts is not None and 1 < self.copies(call) < len(prompts):
             raise MotionPromptError(
                 "LTXPipeline gives videos the masks of other prompts where several prompts have several videos each "
                 "(diffusers 0.42); call it once a prompt"

@@ -123,22 +123,18 @@ class DiffusersPipeline(Adapter):
                 "under which MotionPrompt cannot guide; disable that first"
             )
 
-    def prompts(self, *args: Any, **kwargs: Any) -> list[str] | None:
-        call = inspect.signature(self.original_run).bind(*args, **kwargs)
-        if call.arguments["self"] is not self.host:
+    def prompts(self, call: dict[str, Any]) -> list[str] | None:
+        if call["self"] is not self.host:
             return None
-        call.apply_defaults()
-        self.arguments = call.arguments
-        prompt = self.arguments.get("prompt")
+        prompt = call.get("prompt")
         prompts = [prompt] if isinstance(prompt, str) else prompt
         if not isinstance(prompts, list) or not all(isinstance(one, str) for one in prompts):
             raise MotionPromptError("MotionPrompt needs the prompt as text, one a video; pass prompt='...' or a list")
-        return [one for one in prompts for _ in range(self.copies)]
+        return [one for one in prompts for _ in range(self.copies(call))]
 
-    @property
-    def copies(self) -> int:
-        """Videos of each prompt."""
-        return (self.arguments.get(self.copies_argument) if self.copies_argument else None) or 1
+    def copies(self, call: dict[str, Any]) -> int:
+        """Videos of each prompt that the pipeline's call asks for."""
+        return (call.get(self.copies_argument) if self.copies_argument else None) or 1
 
     @property
     def lora_scale(self) -> float | None:

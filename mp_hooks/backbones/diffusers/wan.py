@@ -29,12 +29,9 @@ class Wan(DiffusersPipeline):
     pipeline = "WanPipeline"
     attention_blocks = ("WanTransformerBlock",)
 
-    def prompts(self, *args: Any, **kwargs: Any) -> list[str] | None:
-        prompts = super().prompts(*args, **kwargs)
-        if prompts is not None:
-            self._conditional = False
-            self._step: Step | None = None
-        return prompts
+    def begin(self) -> None:
+        self._conditional = False
+        self._step: Step | None = None
 
     def watch_run(self) -> dict[Site, Callable[..., Any]]:
         return {(self.host, "encode_prompt"): self._note_negative, self.step_site(): self._turns}

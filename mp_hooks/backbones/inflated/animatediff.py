@@ -25,10 +25,9 @@ class AnimateDiff(MotionModules, InflatedStableDiffusion):
     position_layers = "PositionalEncoding"
     attention_blocks = ("BasicTransformerBlock", "TemporalTransformerBlock")
 
-    def prompts(self, *args: Any, **kwargs: Any) -> list[str] | None:
-        prompts = super().prompts(*args, **kwargs)
-        given = self.arguments.get("latents") if prompts else None
-        if prompts is None or given is None or not isinstance(self.arguments["prompt"], str):
+    def prompts(self, call: dict[str, Any]) -> list[str] | None:
+        prompts, given = super().prompts(call), call.get("latents")
+        if prompts is None or given is None or not isinstance(call["prompt"], str):
             return prompts
         return prompts * len(given)  # one for all
 

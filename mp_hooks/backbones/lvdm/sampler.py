@@ -80,8 +80,7 @@ class LVDM(Adapter):
         self._encoded.append(([prompts] if isinstance(prompts, str) else list(prompts), encoding.detach()))
         return encoding
 
-    def prompts(self, *args: Any, **kwargs: Any) -> list[str] | None:
-        call = inspect.signature(self.original_run).bind(*args, **kwargs).arguments
+    def prompts(self, call: dict[str, Any]) -> list[str] | None:
         if call["self"].model is not self.host:
             return None
         context = _context(call["conditioning"])
