@@ -15,13 +15,14 @@ import atexit
 import os
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 from mp_hooks.errors import EXIT_USER_ERROR, MotionPromptError
+from mp_hooks.processes import processes
 
 _session: Session | None = None
 _imports = ExitStack()  # what `before_imports` put in place, until the process ends
@@ -38,16 +39,31 @@ def before_imports(name: str) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --motionprompt, --mp-device, --mp-resume and every --mp-* option to a host's parser."""
+    """Add --motionprompt, --mp-device, --mp-resume and every --mp-* option to a host's parser.
+
+    An --mp-* option that is none of them is an error also where the host lets unknown arguments pass.
+    """
     from mp_hooks.config import add_config_flags
 
+    parse = parser.parse_known_args
+
+    def parse_known_args(*args: Any, **kwargs: Any) -> tuple[argparse.Namespace, list[str]]:
+        known, unknown = parse(*args, **kwargs)
+        if ours := [word for word in unknown if word.startswith("--mp-")]:
+            parser.error(f"unrecognized arguments: {' '.join(ours)}")
+        return known, unknown
+
+    parser.parse_known_args = parse_known_args  # type: ignore[method-assign,assignment]
     add_config_flags(parser)
     parser.add_argument("--motionprompt", action="store_true", help="guide the sampling with MotionPrompt")
     parser.add_argument(
         "--mp-device", choices=("cuda", "cpu"), default=None, help="run the host there (its own choice)"
     )
     parser.add_argument(
-        "--mp-resume", metavar="FOLDER", default=None, help="keep finished samplings there, and go on after a kill"
+        "--mp-resume",
+        metavar="FOLDER",
+        default=None,
+        help="keep finished samplings there (of several processes, each in a folder of its own), go on after a kill",
     )
 
 
@@ -114,7 +130,8 @@ class Session:
             if args.mp_resume is not None:
                 from mp_hooks.backbones.resume import Samplings
 
-                self.samplings = Samplings(args.mp_resume)
+                kept = Path(args.mp_resume)
+                self.samplings = Samplings(kept / f"rank-{processes().rank}" if processes().world > 1 else kept)
         further = [shim for shim in self.script.shims if shim not in _imported]
         self.shims = [*_imported, *stack.enter_context(shims(further, args.mp_device))]
         if args.motionprompt:
@@ -144,6 +161,9 @@ class Session:
         """The host is done, and its videos are written."""
         if self.samplings is not None:
             self.samplings.discard()
+            if processes().world > 1:
+                with suppress(OSError):  # while another process keeps something there
+                    self.samplings.folder.parent.rmdir()
 
     def _check(self, args: Any) -> None:
         for argument in self.script.files:

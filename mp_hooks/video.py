@@ -22,12 +22,16 @@ SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a container says of itself: number of frames, frames a second, size in pixels."""
+    """What a container says of itself: number of frames, frames a second on average, size in pixels.
+
+    times: seconds at which each frame is shown, from the first one; by the average where there are no time stamps.
+    """
 
     frames: int
     fps: float
     height: int
     width: int
+    times: tuple[float, ...]
 
 
 def find_videos(folder: str | Path) -> list[Path]:
@@ -52,10 +56,14 @@ def find_videos(folder: str | Path) -> list[Path]:
 def video_info(path: str | Path) -> VideoInfo:
     """Frames, rate and size of a clip. Raises MotionPromptError on a file that is not a readable video."""
     if _is_gif(path):
-        frames, fps = _read_gif(path)
-        return VideoInfo(len(frames), fps, *frames.shape[1:3])
-    with _reader(path) as reader:
-        return VideoInfo(len(reader), float(reader.get_avg_fps()), *reader[0].shape[:2])
+        frames, seconds = _read_gif(path)
+        count, (height, width) = len(frames), frames.shape[1:3]
+        fps, stamps = count / sum(seconds), np.cumsum([0.0, *seconds[:-1]])
+    else:
+        with _reader(path) as reader:
+            count, (height, width) = len(reader), reader[0].shape[:2]
+            fps, stamps = float(reader.get_avg_fps()), reader.get_frame_timestamp(range(count))[:, 0]
+    return VideoInfo(count, fps, height, width, _times(stamps, fps))
 
 
 def read_frames(
@@ -101,6 +109,12 @@ def _is_gif(path: str | Path) -> bool:
     return Path(path).suffix.lower() == ".gif"
 
 
+def _times(stamps: np.ndarray, fps: float) -> tuple[float, ...]:
+    """Seconds from the first frame; by `fps` where the stamps do not rise (H.264 in an avi has none, for one)."""
+    rising = (np.diff(stamps) > 0).all()
+    return tuple((stamps - stamps[0] if rising else np.arange(len(stamps)) / fps).tolist())
+
+
 def _valid(path: str | Path, indices: Sequence[int] | None, count: int) -> list[int]:
     indices = range(count) if indices is None else indices
     if not all(0 <= i < count for i in indices):
@@ -125,8 +139,8 @@ def _reader(path: str | Path) -> Iterator[Any]:
         raise MotionPromptError(f"cannot read {path} as a video; re-encode or remove it") from error
 
 
-def _read_gif(path: str | Path) -> tuple[np.ndarray, float]:
-    """Frames [t, h, w, 3] and their mean rate; decord loses frames of gifs with partial updates."""
+def _read_gif(path: str | Path) -> tuple[np.ndarray, list[float]]:
+    """Frames [t, h, w, 3] and the seconds each is shown; decord loses frames of gifs with partial updates."""
     from PIL import Image, ImageSequence
 
     if not Path(path).is_file():
@@ -134,11 +148,11 @@ def _read_gif(path: str | Path) -> tuple[np.ndarray, float]:
     try:
         with Image.open(path) as image:
             pages = [
-                (np.asarray(page.convert("RGB")), page.info.get("duration", 0))
+                (np.asarray(page.convert("RGB")), page.info.get("duration", 0) / 1000)
                 for page in ImageSequence.Iterator(image)
             ]
-        milliseconds = sum(duration for _, duration in pages) / len(pages)
-        return np.stack([page for page, _ in pages]), 1000 / milliseconds if milliseconds else 10.0
+        seconds = [shown for _, shown in pages]
+        return np.stack([page for page, _ in pages]), seconds if any(seconds) else [0.1] * len(pages)
     except Exception as error:  # Pillow raises many kinds; each means that the file is broken
         raise MotionPromptError(f"cannot read {path} as a gif; re-encode or remove it") from error
 

@@ -14,7 +14,7 @@ from mp_hooks.cli.main import main
 from mp_hooks.discriminator import DiscriminatorConfig, FlowDiscriminator, default_discriminator
 from mp_hooks.discriminator.data import Clip, ClipFacts, FlowData, find_clips, split_by_video, splits_by_source
 from mp_hooks.discriminator.evaluation import Gain, auc, calibrate, gain, rigidity, score, usefulness
-from mp_hooks.discriminator.evaluation import discriminator as discriminator_logits
+from mp_hooks.discriminator.evaluation import logits_of as discriminator_logits
 from mp_hooks.discriminator.model import log_slope
 from mp_hooks.discriminator.train import Training, TrainingConfig, fit, flip, turn_and_zoom
 from mp_hooks.errors import MotionPromptError
@@ -362,7 +362,7 @@ def test_early_stopping_returns_the_best_epoch(monkeypatch: pytest.MonkeyPatch) 
         states.append({name: value.clone() for name, value in model.state_dict().items()})
         return discriminator_logits(model, flow)
 
-    monkeypatch.setattr("mp_hooks.discriminator.train.discriminator", watched)
+    monkeypatch.setattr("mp_hooks.discriminator.train.logits_of", watched)
     monkeypatch.setattr("mp_hooks.discriminator.train.auc", lambda *_: next(areas))
     data, _ = sure_data()
     train, held_out = split_by_video(data.clips)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import torch
 from mp_hooks.cli.main import main
 from mp_hooks.config import MotionPromptConfig
 from mp_hooks.errors import MotionPromptError
-from mp_hooks.lab.metrics import MEASURES, VBENCH, evaluate, groups_of_folders, groups_of_suffixes
+from mp_hooks.lab.metrics import MEASURES, VBENCH, compare, evaluate, groups_of_folders, groups_of_suffixes
 from mp_hooks.lab.metrics.measures import Settings
 from mp_hooks.lab.mini.clips import draw, sample_scenes
 from mp_hooks.lab.report.drift import drift
@@ -70,6 +72,40 @@ def test_nothing_is_measured_twice_and_a_changed_file_is(folders: list[Path], tm
     groups["steady"]["clip 0"].touch()
     evaluate(groups, Settings(), tmp_path)
     assert len(list((tmp_path / "measured").iterdir())) == 7
+
+
+def test_an_unreadable_clip_is_named_and_left_out(
+    folders: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in folders:
+        for number in range(2):
+            target = tmp_path / folder.name / f"{number}.mp4"
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes((folder / f"clip {number}.mp4").read_bytes())
+    command = ["evaluate", *(str(tmp_path / folder.name) for folder in folders), "--out", str(tmp_path / "out")]
+    (tmp_path / "steady" / "1.mp4").write_bytes(target.read_bytes()[:1000])
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert f"left out: 1 in every group (cannot read {tmp_path / 'steady' / '1.mp4'} as a video" in printed
+    assert "all, 1 clips" in printed
+    rows = (tmp_path / "out" / "measures.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[:2] for row in rows] == [["plain", "0"], ["steady", "0"]]
+    assert "cannot read" in (tmp_path / "out" / "index.html").read_text()
+    (tmp_path / "plain" / "0.mp4").write_bytes(b"")
+    assert main(command) == 2
+    assert "no clip can be measured in every group: cannot read" in capsys.readouterr().err
+
+
+def test_what_two_frames_cannot_tell_is_a_dash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frames = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for folder in ("one", "two"):
+        write_video(tmp_path / folder / "clip.gif", frames, 8)
+    assert main(["evaluate", str(tmp_path / "one"), str(tmp_path / "two"), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"flow jerk +less( +-){6}\n", printed)
+    for text in (printed, *(path.read_text() for path in (tmp_path / "out").glob("*.*"))):
+        assert not re.search(r"\bnan\b", text)
+    assert str(compare([math.nan], [math.nan])) == "- (no pair has both values)"
 
 
 def test_pairs_by_suffix_come_with_a_part_a_folder(tmp_path: Path) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import math
+import multiprocessing
+import os
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -317,3 +321,50 @@ def test_trace_survives_being_cut_off(tmp_path: Path) -> None:
     path.write_text("nonsense\n" + json.dumps({"event": "run"}) + "\n")
     with pytest.raises(MotionPromptError, match="line 1"):
         read_trace(path)
+
+
+def write_two_runs(path: Path, rank: int, together: multiprocessing.synchronize.Barrier) -> None:
+    os.environ["RANK"] = str(rank)
+    together.wait()
+    trace = Trace(path)
+    together.wait()
+    for run in range(2):
+        trace.write("run", run=run, prompts=[f"{rank} {run}"])
+        for iteration in range(100):
+            trace.write("iteration", run=run, iteration=iteration, loss=[0.5] * (iteration % 7))
+    trace.close()
+
+
+def test_processes_of_one_time_share_a_trace(tmp_path: Path) -> None:
+    """No line is lost or broken, what an earlier run left is gone, and runs are numbered through in order of rank."""
+    path = tmp_path / "trace.jsonl"
+    path.write_text(json.dumps({"event": "run", "run": 0, "prompts": ["of an earlier run"]}) + "\n")
+    context = multiprocessing.get_context("fork")
+    together = context.Barrier(3)
+    writers = [context.Process(target=write_two_runs, args=(path, rank, together)) for rank in (2, 0, 1)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    records = read_trace(path)
+    begun = [(record["run"], *record["prompts"]) for record in records if record["event"] == "run"]
+    assert begun == [(0, "0 0"), (1, "0 1"), (2, "1 0"), (3, "1 1"), (4, "2 0"), (5, "2 1")]
+    iterations = [(record["run"], record["iteration"]) for record in records if record["event"] == "iteration"]
+    assert iterations == [(run, iteration) for run in range(6) for iteration in range(100)]
+    Trace(path).close()
+    assert read_trace(path) == []
+
+
+@pytest.mark.parametrize(("rank", "left"), [("0", 0), ("1", 1)])
+def test_without_locks_the_first_rank_begins_the_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str, left: int
+) -> None:
+    def no_locks(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    path = tmp_path / "trace.jsonl"
+    path.write_text(json.dumps({"event": "run", "run": 0}) + "\n")
+    monkeypatch.setattr("fcntl.lockf", no_locks)
+    monkeypatch.setenv("RANK", rank)
+    Trace(path).close()
+    assert len(read_trace(path)) == left

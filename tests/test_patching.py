@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import re
+import shlex
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -509,6 +512,7 @@ def test_videocrafter_from_the_command_line(host: Path, capsys: pytest.CaptureFi
         "scripts/run_text2video.sh",
         "scripts/run_image2video.sh",
         "scripts/evaluation/inference.py",
+        "gradio_app.py",
     }
     assert main(repo) == 0
     assert contents(host) == after
@@ -544,6 +548,79 @@ def test_videocrafter_script_passes_every_argument_on(host: Path, tmp_path: Path
     ).stdout.splitlines()
     assert told[0] == "scripts/evaluation/inference.py"
     assert told[-5:] == ["--fps", "28", "--motionprompt", "--mp-word", "two words"]
+
+
+@pytest.mark.upstream("videocrafter2")
+def test_what_is_printed_can_be_pasted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a folder whose name a shell would take apart, with scripts as an editor on Windows leaves them."""
+    repo = unpatched("videocrafter2", tmp_path / "mes vidéos (2) & $more's/VideoCrafter")
+    for script in (repo / "scripts").glob("*.sh"):
+        script.write_bytes(script.read_bytes().replace(b"\n", b"\r\n"))
+    assert main(["videocrafter2", "--repo", str(repo)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert any("CRLF" in line for line in said)
+    mend = next(line for line in said if "perl" in line)
+    change_folder = next(line for line in said if line.startswith("  cd "))
+    subprocess.run(["bash", "-c", f"{mend} && {change_folder} && ! grep -q $'\\r' scripts/*.sh"], check=True)
+    change(repo / "scripts/evaluation/inference.py", b"motionprompt.install(model, args)", b"pass")
+    assert main(["videocrafter2", "--repo", str(repo), "--status"]) == 2
+    said = capsys.readouterr()
+    assert "CRLF" not in said.out
+    for remedy in re.search("complete it with: (.*), or undo it with: (.*)", said.err).groups():
+        assert main(shlex.split(remedy)[1:]) == 0
+        capsys.readouterr()
+
+
+COMMANDS = {
+    "videocrafter2": ["bash scripts/run_text2video.sh", "bash scripts/run_image2video.sh", "python gradio_app.py"],
+    "dynamicrafter": [
+        "bash scripts/run.sh 512",
+        "bash scripts/run_mp.sh 1024",
+        "bash scripts/run_application.sh interp",
+        "bash scripts/run_application.sh loop",
+        "sh scripts/run_application.sh loop",
+    ],
+    "lavie": ["bash pipelines/sample.sh"],
+    "animatediff": ["python app.py"],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        pytest.param(name, command, marks=pytest.mark.upstream(name))
+        for name, commands in COMMANDS.items()
+        for command in commands
+    ],
+)
+def test_commands_of_a_host_take_the_flag_or_refuse_it(name: str, command: str, tmp_path: Path) -> None:
+    """Those that its README names and that would drop it. Without the flag, scripts do what they did."""
+    manifest = patching.load(name)
+    root = unpatched(name, tmp_path / "host")
+    (tmp_path / "bin").mkdir()
+    is_script = command.split()[1].endswith(".sh")
+    for python in ("python", "python3") if is_script else ():
+        (tmp_path / "bin" / python).write_text('#!/bin/sh\nprintf "[%s]" "$@"\n')
+        (tmp_path / "bin" / python).chmod(0o755)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        folder = root / "base" if name == "lavie" else root
+        path = os.pathsep.join([str(tmp_path / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
+        words = [*command.split(), *arguments]
+        return subprocess.run(words, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+
+    patching.apply(manifest, root)
+    on = run("--motionprompt", "--mp-trace", "a b")
+    if not is_script:
+        assert on.returncode
+        assert "does not take --motionprompt" in on.stderr
+        return
+    off = run()
+    patching.revert(manifest, root)
+    vanilla = run()
+    assert (off.returncode, off.stdout) == (vanilla.returncode, vanilla.stdout)
+    assert on.returncode or on.stdout == vanilla.stdout + "[--motionprompt][--mp-trace][a b]"
+    assert not (on.returncode and command.startswith("bash"))
 
 
 @pytest.mark.upstream("videocrafter2")

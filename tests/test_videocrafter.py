@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -13,11 +14,13 @@ from typing import Any
 import pytest
 
 from mp_hooks import backbones, patching
+from mp_hooks.cli.main import main
 from mp_hooks.guidance import MotionPrompt
+from mp_hooks.guidance.trace import read_trace
 from mp_hooks.testing import Command, tiny
 from mp_hooks.testing.case import importable
 from mp_hooks.testing.conformance import patched
-from mp_hooks.testing.doctor import copy_of, environment
+from mp_hooks.testing.doctor import GUIDANCE, copy_of, environment
 
 pytestmark = pytest.mark.upstream("videocrafter2")
 HOST = patching.load("videocrafter2")
@@ -90,6 +93,63 @@ def test_resuming_without_motionprompt_is_one_sentence(
     assert stopped.value.code == 2
     assert "add --motionprompt" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "kept").exists()
+
+
+def test_each_process_keeps_its_samplings_in_a_folder_of_its_own(
+    entry: ModuleType, checkout: Path, command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(checkout)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    arguments = [*command.options, "--mp-device", "cpu", "--motionprompt", "--mp-discriminator", "nowhere"]
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        args = entry.get_parser().parse_args([*arguments, "--mp-resume", str(tmp_path / "kept")])
+        with pytest.raises(SystemExit):
+            entry.run_inference(args, 2, rank)
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["rank-0", "rank-1"]
+
+
+def test_a_misspelt_option_is_told_where_the_host_lets_it_pass(
+    entry: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As ddp_wrapper.py does, whose own arguments the parser does not know."""
+    _, others = entry.get_parser().parse_known_args(["--module", "inference", "--motionprompt"])
+    assert others == ["--module", "inference"]
+    with pytest.raises(SystemExit) as stopped:
+        entry.get_parser().parse_known_args(["--module", "inference", "--motionprompt", "--mp-iteratons", "5"])
+    assert stopped.value.code == 2
+    assert "unrecognized arguments: --mp-iteratons" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_two_processes_of_the_hosts_wrapper(checkout: Path, tmp_path: Path) -> None:
+    """Each prompt's run is in the trace, in order of rank, with the same pairs; the report reads it."""
+    (tmp_path / "tiny").mkdir()
+    command = tiny("videocrafter2", checkout).command(tmp_path / "tiny")
+    wrapper = checkout / "scripts/evaluation/ddp_wrapper.py"
+    text = wrapper.read_text()
+    without_gpu = text.replace("'nccl'", "'gloo'").replace("torch.cuda.set_device(local_rank)", "pass")
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(wrapper)]
+    guided = ["--module", "inference", *command.options, "--seed", "123", *GUIDANCE, "--mp-device", "cpu"]
+    try:
+        wrapper.write_text(without_gpu)
+        subprocess.run(
+            [*words, *guided, "--mp-resume", str(tmp_path / "kept")],
+            cwd=checkout,
+            env=environment(),
+            check=True,
+            capture_output=True,
+        )
+    finally:
+        wrapper.write_text(text)
+    records = read_trace(command.results / "motionprompt" / "trace.jsonl")
+    runs = [record for record in records if record["event"] == "run"]
+    assert [record["prompts"] for record in runs] == [[prompt] for prompt in CASE.prompts]
+    assert {record["seed"] for record in runs} == {123}
+    pairs = [[r["pairs"] for r in records if r["event"] == "iteration" and r["run"] == run["run"]] for run in runs]
+    assert pairs[0] == pairs[1] != []
+    assert not (tmp_path / "kept").exists()
+    assert main(["report", str(command.results), "--shown", "0"]) == 0
 
 
 def test_bad_input_from_the_shell(command: Command) -> None:

@@ -60,7 +60,11 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         "model", type=Path, metavar="MODEL", help="folder of the discriminator, OWNER/NAME on the hub, or 'default'"
     )
     pairs.add_argument(
-        "--videos", type=Path, required=True, metavar="DIR", help="videos with pairs in INDEX.tsv, or their flow"
+        "--videos",
+        type=Path,
+        required=True,
+        metavar="DIR|LIST",
+        help="videos with pairs in INDEX.tsv as a folder or a file of paths, or their flow",
     )
     _add_exclude(pairs)
     _add_flow(pairs)
@@ -68,8 +72,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _add_videos(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--real", type=Path, required=True, metavar="DIR", help="real videos, or their flow")
-    parser.add_argument("--fake", type=Path, required=True, metavar="DIR", help="generated videos, or their flow")
+    for option, videos in (("--real", "real videos"), ("--fake", "generated videos")):
+        words = f"{videos} as a folder or a file of paths, or their flow"
+        parser.add_argument(option, type=Path, required=True, metavar="DIR|LIST", help=words)
     _add_exclude(parser)
 
 

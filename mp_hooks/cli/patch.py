@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 
 from mp_hooks import patching
 from mp_hooks.errors import MotionPromptError, exits_cleanly
@@ -50,8 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"getting {manifest.title} {manifest.commit[:7]} from {manifest.url}", flush=True)
         patching.fetch(manifest, repo)
     _report("patched", manifest, repo, patching.apply(manifest, repo, force=args.force))
-    libraries = f"pip install -r {patching.requirements(manifest.name)}  # if the host does not run with yours"
-    print(f"next:\n  {libraries}\n  cd {repo}\n  {manifest.run}")
+    requirements = quote(str(patching.requirements(manifest.name)))
+    libraries = f"pip install -r {requirements}  # if the host does not run with yours"
+    print(f"next:\n  {libraries}\n  cd {quote(str(repo))}\n  {manifest.run}")
     return 0
 
 
@@ -66,22 +68,28 @@ def _existing(manifest: patching.Manifest, repo: Path) -> Path:
 def _status(manifest: patching.Manifest, repo: Path) -> int:
     status = patching.status(manifest, repo)
     print(f"{manifest.name} in {repo}: {status.state}")
-    for file in status.files:
-        print(f"  {file}")
-    command = f"mp-patch {manifest.name} --repo {repo}"
+    _print_files(status, repo)
     if status.state == patching.OUTDATED:
-        print(f"renew it with: {command}")
+        print(f"renew it with: {patching.completing(manifest, repo, status)}")
     if status.state == patching.HALF_PATCHED:
         raise MotionPromptError(
-            f"{repo} is half patched; complete it with: {command}, or undo it with: {command} --revert"
+            f"{repo} is half patched; complete it with: {patching.completing(manifest, repo, status)}, "
+            f"or undo it with: mp-patch {manifest.name} --repo {quote(str(repo))} --revert"
         )
     return 0
 
 
 def _report(done: str, manifest: patching.Manifest, repo: Path, status: patching.Status) -> None:
     print(f"{done}: {manifest.title} in {repo}" + ("" if status.is_as_pinned else " (your other changes are kept)"))
+    _print_files(status, repo)
+
+
+def _print_files(status: patching.Status, repo: Path) -> None:
     for file in status.files:
         print(f"  {file}")
+    if unread := [quote(str(repo / file.path)) for file in status.files if not file.runs]:
+        print("bash cannot run scripts with Windows' line endings (CRLF), patched or not; take them out with:")
+        print(f"  perl -pi -e 's/\\r$//' {' '.join(unread)}")
 
 
 def _list() -> int:

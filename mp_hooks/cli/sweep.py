@@ -30,8 +30,7 @@ def _sweep(args: argparse.Namespace) -> int:
     if evaluation is None:
         print(f"{out}: other processes are still at work; the last one writes the table, or start this again")
         return 0
-    remarks = [f"missing: {evaluation.measures[name].title} {why}" for name, why in evaluation.missing.items()]
-    print(write_tables(evaluation, remarks, out), end="")
+    print(write_tables(evaluation, evaluation.remarks(), out), end="")
     write_page(
         out / "index.html",
         title=f"Sweep {args.spec.stem}",

@@ -9,11 +9,13 @@ from __future__ import annotations
 import csv
 import re
 import zlib
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,11 +23,12 @@ from torch import Tensor
 from mp_hooks.discriminator.model import DiscriminatorConfig, centre_square, resize_flow
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.flow import FlowEstimator
-from mp_hooks.video import find_videos, read_frames, video_info
+from mp_hooks.video import VideoInfo, find_videos, read_frames, video_info
 
 INDEX_FILE = "INDEX.tsv"
 BLACK = 16  # grey levels: a border no pixel of which ever exceeds this is not picture
 STILL = 0.5  # grey levels: frame pairs whose mean difference is below this show no motion
+SLACK = 0.1  # of a step: how far from its time a frame may come
 SPLIT_FOLDS = 5  # held out by video: one fold of five
 
 
@@ -102,19 +105,25 @@ def find_clips(videos: str | Path, real: bool, exclude: Sequence[str] = ()) -> l
 
     A list is a text file with a path a line, relative to its own folder. An INDEX.tsv in the folder or up to two above
     it (columns path, model_or_source; where present prompt, pair_id, pair_role, format_twin, src_format, licence) gives
-    sources and groups; without one, the first subfolder is the source. Of two format twins the gif is left out. Raises
-    MotionPromptError for a folder or list that is missing or empty.
+    sources and groups; without one, the first subfolder is the source. For what a list has from elsewhere it is the
+    clip's own folder that both go by. Of two format twins the gif is left out. Raises MotionPromptError for a folder or
+    list that is missing or empty.
     """
     videos = Path(videos)
     folder = folder_of(videos)
+    paths = find_videos(videos) if videos.is_dir() else _listed(videos)
+    insides = [path.relative_to(folder) if path.is_relative_to(folder) else path for path in paths]
+    elsewhere = [inside.is_absolute() or ".." in inside.parts for inside in insides]
     index = _read_index(folder)
+    for place in {path.resolve().parent for path, away in zip(paths, elsewhere, strict=True) if away}:
+        index |= _read_index(place)
     rows: dict[str, dict[str, str]] = {}
-    for path in find_videos(videos) if videos.is_dir() else _listed(videos):
-        inside = path.relative_to(folder) if path.is_relative_to(folder) else path
+    for path, inside, away in zip(paths, insides, elsewhere, strict=True):
         names = [str(inside), *inside.parts]
         if any(fnmatch(name, pattern) for name in names for pattern in exclude):
             continue
-        source = inside.parts[0] if len(inside.parts) > 1 else folder.resolve().name
+        of_folder = path.resolve().parent.name if away else folder.resolve().name
+        source = inside.parts[0] if len(inside.parts) > 1 and not away else of_folder
         unlisted = {"path": str(inside), "model_or_source": source, "src_format": path.suffix[1:].lower()}
         rows[str(inside)] = index.get(path.resolve(), unlisted)
     if not rows:
@@ -150,17 +159,18 @@ def clip_flow(
 ) -> tuple[Tensor, list[tuple[int, int]], ClipFacts]:
     """Flow [n, 2, s, s] (float16) of up to `settings.pairs_per_clip` random frame pairs, their frame numbers, facts.
 
-    Pairs lie 1..max_interval steps apart, a step being one frame at about `frame_rate` frames a second. Raises
-    MotionPromptError for a clip that cannot be read or shows no motion.
+    Pairs lie 1..max_interval steps apart, a step being about 1 / `frame_rate` seconds, by the clip's time stamps.
+    Raises MotionPromptError for a clip that cannot be read or shows no motion.
     """
-    frames, stride, facts = _prepared_frames(path, settings)
-    pairs = _moving_pairs(frames, path, settings)
+    frames, stretches, facts = _prepared_frames(path, settings)
+    pairs = _moving_pairs(frames, stretches, path, settings)
     if not len(pairs):
         raise MotionPromptError(f"{path} has no two frames that differ; leave it out")
     first, second = (frames[pairs] / 127.5 - 1).to(device).unbind(1)
     with torch.no_grad():
         flow = resize_flow(estimator(first, second), settings.stored_size)
-    return flow.half().cpu(), [(i * stride, j * stride) for i, j in pairs.tolist()], facts
+    numbers = [number for stretch in stretches for number in stretch]
+    return flow.half().cpu(), [(numbers[i], numbers[j]) for i, j in pairs.tolist()], facts
 
 
 def split_by_video(clips: Sequence[Clip], seed: int = 0) -> tuple[list[int], list[int]]:
@@ -207,7 +217,7 @@ def splits_by_source(clips: Sequence[Clip]) -> Iterator[tuple[str, list[int], li
 def _listed(path: Path) -> list[Path]:
     """The videos a text file names."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as error:
         raise MotionPromptError(f"no folder or list of videos {path}; check the path") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -257,11 +267,16 @@ def _groups(rows: Sequence[dict[str, str]]) -> list[str]:
     return [find(row["path"]) for row in rows]
 
 
-def _prepared_frames(path: Path, settings: FlowSettings) -> tuple[Tensor, int, ClipFacts]:
-    """Frames [t, 3, s, s] (float, 0..255) at the common rate, without borders, cropped square; the stride; facts."""
+def _prepared_frames(path: Path, settings: FlowSettings) -> tuple[Tensor, list[list[int]], ClipFacts]:
+    """Frames [t, 3, s, s] (float, 0..255) at the common rate, without borders, cropped square; their numbers; facts.
+
+    The numbers come in stretches, as `_at_rate` has them.
+    """
     info = video_info(path)
-    stride = max(1, round(info.fps / settings.frame_rate)) if settings.equalise else 1
-    frames = read_frames(path, range(0, info.frames, stride))
+    stretches, step = [list(range(info.frames))], 1 / info.fps
+    if settings.equalise:
+        stretches, step = _at_rate(info, settings.frame_rate)
+    frames = read_frames(path, [number for stretch in stretches for number in stretch])
     if settings.equalise:
         frames = centre_square(_without_borders(frames))
     size = (settings.flow_size, settings.flow_size)
@@ -271,7 +286,38 @@ def _prepared_frames(path: Path, settings: FlowSettings) -> tuple[Tensor, int, C
         4 * grey[:, 1:-1, 1:-1] - grey[:, :-2, 1:-1] - grey[:, 2:, 1:-1] - grey[:, 1:-1, :-2] - grey[:, 1:-1, 2:]
     )
     sharpness = laplacian.abs().mean().item()
-    return frames, stride, ClipFacts(info.fps, info.height, info.width, stride / info.fps, sharpness)
+    return frames, stretches, ClipFacts(info.fps, info.height, info.width, step, sharpness)
+
+
+def _at_rate(info: VideoInfo, rate: float) -> tuple[list[list[int]], float]:
+    """Numbers of the frames that follow one another by one step, and the step: near 1 / rate seconds, whole frames.
+
+    Where the frame rate varies, a stretch ends at the frame that none follows in time. Frames that none precedes or
+    follows are left out.
+    """
+    gaps = np.diff(info.times) if info.frames > 1 else np.array([1 / info.fps])
+    usual = np.median(gaps)
+    if abs(gaps.mean() - usual) < SLACK / 2 * usual:  # the rate is constant, and stamps are rounded
+        usual = gaps.mean()
+    fps = round(1 / float(usual), 3)
+    step = max(1, round(fps / rate)) / fps
+    stretches: list[list[int]] = [[0]]
+    start = 0
+    while (number := start) < info.frames:
+        stretch = [number]
+        while (following := _following(info.times, number, step)) is not None:
+            stretch.append(number := following)
+        stretches.append(stretch)
+        start = number + 1
+    return [stretch for stretch in stretches if len(stretch) > 1] or stretches[:1], step
+
+
+def _following(times: Sequence[float], number: int, step: float) -> int | None:
+    """The frame that comes a step after this one, or nearly so; None where there is none."""
+    due = times[number] + step
+    after = bisect_left(times, due, lo=number + 1)
+    near = min((n for n in (after - 1, after) if number < n < len(times)), key=lambda n: abs(times[n] - due), default=0)
+    return near if near and abs(times[near] - due) <= SLACK * step else None
 
 
 def _without_borders(frames: Tensor) -> Tensor:
@@ -284,11 +330,12 @@ def _without_borders(frames: Tensor) -> Tensor:
     return frames[:, :, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
-def _moving_pairs(frames: Tensor, path: Path, settings: FlowSettings) -> Tensor:
-    """Frame numbers [n, 2] of random pairs; with `equalise`, pairs without motion are left out."""
-    pairs = torch.tensor(
-        [(i, i + k) for k in range(1, settings.max_interval + 1) for i in range(len(frames) - k)], dtype=torch.long
-    ).view(-1, 2)
+def _moving_pairs(frames: Tensor, stretches: list[list[int]], path: Path, settings: FlowSettings) -> Tensor:
+    """Indices [n, 2] into `frames` of random pairs; with `equalise`, pairs without motion are left out."""
+    stretch = [number for number, members in enumerate(stretches) for _ in members]
+    steps = range(1, settings.max_interval + 1)
+    pairs = [(i, i + k) for k in steps for i in range(len(frames) - k) if stretch[i] == stretch[i + k]]
+    pairs = torch.tensor(pairs, dtype=torch.long).view(-1, 2)
     generator = torch.Generator().manual_seed(settings.seed + zlib.crc32(path.name.encode()))
     pairs = pairs[torch.randperm(len(pairs), generator=generator)]
     if settings.equalise:

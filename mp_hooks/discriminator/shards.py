@@ -11,6 +11,7 @@ import io
 import json
 import tarfile
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from fnmatch import fnmatch
@@ -146,7 +147,8 @@ def flow_of(
             raise MotionPromptError(
                 f"several processes train on shards, not on videos: run 'motionprompt flow extract' on {folder}"
             )
-        extract(folder, cache, load_flow(estimator, weights), settings, exclude)
+        if skipped := extract(folder, cache, load_flow(estimator, weights), settings, exclude).skipped:
+            warnings.warn(f"{len(skipped)} videos of {folder} are left out: {'; '.join(skipped)}", stacklevel=2)
         folder = cache
     plan, wanted = _read_plan(folder), {"flow": estimator, **asdict(settings)}
     if differ := [key for key in ALIKE if plan.get(key) != wanted[key]]:

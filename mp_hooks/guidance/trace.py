@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 import resource
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from mp_hooks.errors import MotionPromptError
+from mp_hooks.processes import processes
 
 if TYPE_CHECKING:
     from mp_hooks.guidance.method import Update
 
 
 class Trace:
-    """JSON-lines writer, a line per record, flushed line by line so that a killed run keeps what it did.
+    """JSON-lines writer, a line per record, written line by line so that a killed run keeps what it did.
 
     Records: {"event": "run", ...} once a run, {"event": "iteration", ...} per iteration (lists hold a value per
-    sample). A path of None writes nothing.
+    sample). A path of None writes nothing. Processes that run at the same time may have one path: each appends lines
+    with its rank and process number, and only the first of them begins the file anew.
     """
 
     def __init__(self, path: str | Path | None) -> None:
-        self._file: TextIO | None = None
+        self._file: FileIO | None = None
         self._copies: list[dict[str, Any]] | None = None
         if path is not None:
             try:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
-                self._file = Path(path).open("w", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
+                self._file = _opened(Path(path))
             except OSError as error:
                 raise MotionPromptError(f"cannot write the trace {path}: {error.strerror}") from error
 
@@ -45,8 +51,9 @@ class Trace:
         if self._file is None:
             return
         try:
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
+            line = (json.dumps({**record, "rank": processes().rank, "process": os.getpid()}) + "\n").encode()
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             warnings.warn(f"the trace {self._file.name} ends here: {error.strerror}; the run goes on", stacklevel=2)
             self.close()
@@ -69,6 +76,23 @@ class Trace:
             self._file = None
 
 
+def _opened(path: Path) -> FileIO:
+    """The file, to append to; emptied unless another process is writing to it, which its lock tells."""
+    file = path.open("a+b", buffering=0)  # in one write a line stays whole, whoever else appends
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        first = True
+    except (BlockingIOError, PermissionError):
+        first = False
+    except OSError:  # a file system without locks
+        first = processes().rank == 0
+    if first and os.fstat(file.fileno()).st_size:
+        file.truncate(0)
+    with suppress(OSError):
+        fcntl.lockf(file, fcntl.LOCK_SH)
+    return file
+
+
 def record_of(update: Update, initial: Tensor) -> dict[str, Any]:
     """An update as the trace has it; lists hold a value per sample. initial: T0 [n, d]."""
     loss, tokens = update.loss, update.after
@@ -89,8 +113,11 @@ def record_of(update: Update, initial: Tensor) -> dict[str, Any]:
 
 
 def read_trace(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a trace file; a last line cut off by a kill is left out. MotionPromptError if it is no trace."""
-    records = []
+    """The records of a trace file, run by run; MotionPromptError if it is no trace.
+
+    Runs of several processes are in order of rank, numbered through. A last line cut off by a kill is left out.
+    """
+    runs: dict[tuple[int, int, int], list[dict[str, Any]]] = {}
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -100,11 +127,16 @@ def read_trace(path: str | Path) -> list[dict[str, Any]]:
             record = json.loads(line)
             if not isinstance(record["event"], str):
                 raise TypeError("an event is named by text")
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            rank, process, run = (int(record.get(name, 0)) for name in ("rank", "process", "run"))
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             if number == len(lines):
                 break
             raise MotionPromptError(f"{path} is no trace: line {number} is none of its records") from error
-        records.append(record)
+        runs.setdefault((rank, process, run), []).append(record)
+    in_order = sorted(runs, key=lambda run: run[0])
+    records = [{**record, "run": number} for number, run in enumerate(in_order) for record in runs[run]]
+    for record in records:
+        record.pop("process", None)  # which the run's number stands for
     return records
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.patching.edit import apply_edits, count_applied, count_former, remove_edits
@@ -35,7 +36,8 @@ class FileStatus:
     """One file: how many of its edits are made, and what it is apart from them.
 
     former: how many are made as an earlier version of ours made them. otherwise: "as pinned", "with other changes" (its
-    edits still have their places) or "another version".
+    edits still have their places) or "another version". runs: False for a shell script with Windows' line endings
+    (CRLF), which bash cannot run.
     """
 
     path: str
@@ -43,6 +45,7 @@ class FileStatus:
     former: int
     total: int
     otherwise: str
+    runs: bool
 
     @property
     def state(self) -> str:
@@ -117,9 +120,14 @@ def revert(manifest: Manifest, repo: str | Path) -> Status:
 
 def require_patched(manifest: Manifest, repo: str | Path) -> None:
     """Raise MotionPromptError unless every edit is in place."""
-    state = status(manifest, repo).state
-    if state != PATCHED:
-        raise MotionPromptError(f"{repo} is {state}; run: mp-patch {manifest.name} --repo {repo}")
+    found = status(manifest, repo)
+    if found.state != PATCHED:
+        raise MotionPromptError(f"{repo} is {found.state}; run: {completing(manifest, repo, found)}")
+
+
+def completing(manifest: Manifest, repo: str | Path, found: Status) -> str:
+    """The command that makes the edits that are missing in a checkout of this status, to be pasted."""
+    return f"mp-patch {manifest.name} --repo {quote(str(repo))}" + ("" if found.is_as_pinned else " --force")
 
 
 def _status(manifest: Manifest, root: Path) -> Status:
@@ -164,7 +172,7 @@ def _plan(root: Path, files: Sequence[PatchedFile], edited: Callable[[PatchedFil
             if after == before:
                 continue
             if not path.stat().st_mode & stat.S_IWUSR:
-                raise MotionPromptError(f"it is read-only; allow writing with: chmod u+w {path}")
+                raise MotionPromptError(f"it is read-only; allow writing with: chmod u+w {quote(str(path))}")
             if _parses(file.path, before) and not _parses(file.path, after):
                 raise MotionPromptError("it would no longer parse, so nothing was changed; undo your own changes in it")
         changes.append(Change(path, file.path, before, after))
@@ -223,7 +231,8 @@ def _file_status(file: PatchedFile, data: bytes) -> FileStatus:
                 otherwise = "with other changes"
             except MotionPromptError:
                 otherwise = "another version"
-    return FileStatus(file.path, applied, former, len(file.edits), otherwise)
+    runs = not (file.path.endswith(".sh") and b"\r\n" in data)
+    return FileStatus(file.path, applied, former, len(file.edits), otherwise, runs)
 
 
 def _root(manifest: Manifest, repo: str | Path) -> Path:

@@ -26,6 +26,8 @@ class Comparison:
     pairs: int
 
     def __str__(self) -> str:
+        if not self.pairs:
+            return "- (no pair has both values)"
         return f"{self.mean:+.4g} [{self.low:+.4g}, {self.high:+.4g}] ({self.up} up, {self.down} down, p {self.p:.2g})"
 
 

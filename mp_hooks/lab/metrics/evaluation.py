@@ -16,7 +16,7 @@ from mp_hooks import __version__
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.files import replacing
 from mp_hooks.lab.metrics.comparison import Comparison, compare
-from mp_hooks.lab.metrics.measures import MEASURES, VBENCH, Measure, Measurer, Settings
+from mp_hooks.lab.metrics.measures import MEASURES, VBENCH, Measure, Measurer, Settings, Unmeasurable
 from mp_hooks.lab.metrics.vbench import measure_with_vbench
 from mp_hooks.video import SUFFIXES, find_videos
 
@@ -28,13 +28,14 @@ class Evaluation:
     """The measures of every clip of every group; clips have the same names and order in each group.
 
     values: {group: {measure: [value a clip]}}, NaN where a clip has none. missing: {measure: the remedy}. measures:
-    what was to be measured, in the order it is shown.
+    what was to be measured, in the order it is shown. left_out: {clip: why}, where one of a group cannot be measured.
     """
 
     clips: Sequence[str]
     values: Mapping[str, Mapping[str, Sequence[float]]]
     missing: Mapping[str, str]
     measures: Mapping[str, Measure] = field(default_factory=lambda: MEASURES)
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def baseline(self) -> str:
@@ -51,6 +52,11 @@ class Evaluation:
         baseline, other = self.values[self.baseline], self.values[group]
         return {name: compare(baseline[name], other[name]) for name in self.measures if name not in self.missing}
 
+    def remarks(self) -> list[str]:
+        """What its tables lack and why, a line each."""
+        lines = [f"missing: {self.measures[name].title} {why}" for name, why in self.missing.items()]
+        return lines + [f"left out: {clip} in every group ({why})" for clip, why in self.left_out.items()]
+
     def parts(self) -> dict[str, Evaluation]:
         """One evaluation for each folder the clips are named after ("FOLDER/clip"), if there are several."""
         folders = dict.fromkeys(clip.split("/")[0] for clip in self.clips if "/" in clip)
@@ -63,7 +69,7 @@ class Evaluation:
             return [value for value, wanted in zip(row, chosen, strict=True) if wanted]
 
         values = {group: {m: pick(row) for m, row in rows.items()} for group, rows in self.values.items()}
-        return Evaluation(pick(self.clips), values, self.missing, self.measures)
+        return Evaluation(pick(self.clips), values, self.missing, self.measures, self.left_out)
 
 
 def groups_of_folders(folders: Sequence[Path]) -> Groups:
@@ -100,20 +106,29 @@ def groups_of_suffixes(folders: Sequence[Path], suffixes: Sequence[str]) -> Grou
 def evaluate(groups: Groups, settings: Settings, out: Path, vbench_python: str | None = None) -> Evaluation:
     """Measure every clip of every group; what `out` holds of the same file and settings is not measured again.
 
-    With `vbench_python` the six dimensions are VBench's own, computed in that environment. Raises MotionPromptError for
-    weights or videos that cannot be read.
+    A clip that cannot be measured in one group is left out of all. With `vbench_python` the six dimensions are VBench's
+    own, computed in that environment. Raises MotionPromptError for weights that cannot be read, and if no clip is left.
     """
     measurer = Measurer(settings)
     missing = dict(measurer.missing)
-    rows: dict[str, list[dict[str, float]]] = {group: [] for group in groups}
-    todo = [(group, path) for group, clips in groups.items() for path in clips.values()]
-    for group, path in tqdm(todo, desc="measuring", unit="video"):
-        rows[group].append(_measured(path, measurer, settings, out / "measured"))
+    measured: dict[str, dict[str, dict[str, float]]] = {group: {} for group in groups}
+    left_out: dict[str, str] = {}
+    todo = [(group, clip, path) for group, clips in groups.items() for clip, path in clips.items()]
+    for group, clip, path in tqdm(todo, desc="measuring", unit="video"):
+        try:
+            measured[group][clip] = _measured(path, measurer, settings, out / "measured")
+        except Unmeasurable as error:
+            left_out.setdefault(clip, str(error))
+    clips = [clip for clip in next(iter(groups.values())) if clip not in left_out]
+    if not clips:
+        raise MotionPromptError(f"no clip can be measured in every group: {next(iter(left_out.values()))}")
+    groups = {group: {clip: files[clip] for clip in clips} for group, files in groups.items()}
+    rows = {group: [measured[group][clip] for clip in clips] for group in groups}
     if vbench_python:
-        files = {f"{group}\n{clip}": path for group, clips in groups.items() for clip, path in clips.items()}
+        files = {f"{group}\n{clip}": path for group, of_group in groups.items() for clip, path in of_group.items()}
         theirs, failed = measure_with_vbench(vbench_python, files, list(VBENCH))
         missing = failed
-        for group, clips in groups.items():
+        for group in groups:
             for row, clip in zip(rows[group], clips, strict=True):
                 for name in VBENCH:
                     row[name] = theirs.get(name, {}).get(f"{group}\n{clip}", math.nan)
@@ -121,7 +136,7 @@ def evaluate(groups: Groups, settings: Settings, out: Path, vbench_python: str |
         group: {name: [row.get(name, math.nan) for row in of_group] for name in MEASURES}
         for group, of_group in rows.items()
     }
-    return Evaluation(list(next(iter(groups.values()))), values, missing)
+    return Evaluation(clips, values, missing, left_out=left_out)
 
 
 def _measured(path: Path, measurer: Measurer, settings: Settings, cache: Path) -> dict[str, float]:

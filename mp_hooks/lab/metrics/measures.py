@@ -65,6 +65,10 @@ class Settings:
     clip: str | None = None
 
 
+class Unmeasurable(MotionPromptError):
+    """A video that cannot be read or is too short."""
+
+
 class Measurer:
     """Takes every measure it has the weights for; networks are loaded once. `missing` tells the remedy of the others.
 
@@ -83,12 +87,14 @@ class Measurer:
         self.missing = {name: remedy for name, remedy in MISSING.items() if name not in self.encoders}
 
     def __call__(self, path: Path) -> dict[str, float]:
-        """The measures of a video of two frames or more, {name: value}, without those that are missing."""
-        frames, fps = read_frames(path), video_info(path).fps
+        """The measures of a video of two frames or more, {name: value}, without those that are missing.
+
+        Raises Unmeasurable for other files.
+        """
         try:
-            return self.measure(frames, fps)
+            return self.measure(read_frames(path), video_info(path).fps)
         except MotionPromptError as error:
-            raise MotionPromptError(f"{path}: {error}") from error
+            raise Unmeasurable(str(error) if str(path) in str(error) else f"{path}: {error}") from error
 
     def measure(self, frames: Tensor, fps: float) -> dict[str, float]:
         """The measures of frames uint8 [t, 3, h, w] at `fps` a second."""

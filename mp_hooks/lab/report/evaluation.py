@@ -43,8 +43,11 @@ def differences(evaluation: Evaluation) -> Table:
             rows.append([f"{name}: {group} - {part.baseline}"])
             for measure, c in part.comparisons(group).items():
                 shown = evaluation.measures[measure]
-                interval = f"[{c.low:+.{shown.digits}f}, {c.high:+.{shown.digits}f}]"
                 better = {None: "", True: "more", False: "less"}[shown.higher_is_better]
+                if not c.pairs:  # the clips are too short for it, say
+                    rows.append([shown.title, better, *[NONE] * 6])
+                    continue
+                interval = f"[{c.low:+.{shown.digits}f}, {c.high:+.{shown.digits}f}]"
                 counts = [str(c.up), str(c.down), str(c.pairs), f"{c.p:.2g}"]
                 rows.append([shown.title, better, f"{c.mean:+.{shown.digits}f}", interval, *counts])
     header = ["", "better", "difference", "95 % interval", "up", "down", "pairs", "sign test p"]
@@ -53,8 +56,7 @@ def differences(evaluation: Evaluation) -> Table:
 
 def notes(evaluation: Evaluation, settings: Settings) -> list[str]:
     """What a reader of the tables must know: the flow they used, what is missing and what would bring it."""
-    lines = [f"flow of every measure: {settings.flow} (VBench takes RAFT for the dynamic degree)"]
-    return lines + [f"missing: {evaluation.measures[name].title} {why}" for name, why in evaluation.missing.items()]
+    return [f"flow of every measure: {settings.flow} (VBench takes RAFT for the dynamic degree)", *evaluation.remarks()]
 
 
 def write_tables(evaluation: Evaluation, remarks: Sequence[str], out: Path) -> str:
