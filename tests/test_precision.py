@@ -12,6 +12,7 @@ from upstreams import needs
 
 from mp_hooks.config import MotionPromptConfig
 from mp_hooks.testing import tiny
+from mp_hooks.testing.conformance import Recorder, patched
 from mp_hooks.testing.diffusers import DiffusersCase
 from mp_hooks.testing.precision import compare, table
 
@@ -60,3 +61,27 @@ def test_updates_of_a_host_in_bfloat16_are_computed_in_float32(case: DiffusersCa
     assert min(cosine for one in found for cosine in one.cosine) > 0.999
     own = compare(case, replace(config, precision="host"), steps=12, dtype=torch.bfloat16)
     assert min(cosine for one in own for cosine in one.cosine) < 0.9
+
+
+@pytest.mark.parametrize("name", [pytest.param("dynamicrafter", marks=needs("dynamicrafter")), "diffusers-animatediff"])
+@pytest.mark.parametrize("precision", ["host", "float32"])
+def test_updates_under_autocast(name: str, precision: str) -> None:
+    """As DynamiCrafter samples: flow, discriminator and backward pass are float32, and all else if configured so."""
+    case, types, gradients = tiny(name), set(), []
+    config = replace(case.config, start=0.0, stop=0.25, iterations=1, precision=precision, checkpointing="none")
+    with case.open() as host:
+        for autocast in (False, True):
+            method = Recorder(config)
+            handle = method.objective.discriminator.register_full_backward_hook(
+                lambda _module, given, _made: types.update(one.dtype for one in given if one is not None)
+            )
+            with patched(host, method), torch.autocast("cpu", torch.bfloat16, enabled=autocast), torch.no_grad():
+                torch.manual_seed(7)
+                assert case.sample(host, case.prompts, seed=7).isfinite().all()
+            handle.remove()
+            (update,) = method.updates
+            assert update.moved.all()
+            gradients.append(update.gradient.flatten(1).double())
+    assert types == {torch.float32}
+    if precision == "float32":  # but what the host encoded under autocast before: negative prompts, pictures
+        assert torch.cosine_similarity(*gradients).min() > 0.95
