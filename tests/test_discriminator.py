@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from textures import make_video
 from torch import Tensor
 
 from mp_hooks.cli.main import main
@@ -20,7 +21,6 @@ from mp_hooks.discriminator.train import Training, TrainingConfig, fit, flip, tu
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.flow import load_flow, warp
 from mp_hooks.guidance.objective import total_variation
-from mp_hooks.video import write_video
 
 TINY = DiscriminatorConfig(image_size=32, width=32, depth=1, heads=2)
 
@@ -255,23 +255,6 @@ def test_splits_share_no_group_and_no_source() -> None:
     for name, train, held_out in splits_by_source(all_clips):
         assert name in {all_clips[i].source for i in held_out}
         assert not {all_clips[i].source for i in train} & {all_clips[i].source for i in held_out}
-
-
-def make_video(path: Path, jitter: bool, seed: int) -> None:
-    """Texture that drifts, smoothly or in jumps that differ from place to place."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(1, 3, 16, 16, generator=generator)
-    source = torch.nn.functional.interpolate(noise, (64, 64), mode="bicubic")
-    frames = []
-    for number in range(8):
-        flow = torch.full((1, 2, 64, 64), 1.0 * number)
-        if jitter:
-            jumps = torch.randn(1, 2, 8, 8, generator=generator) * 2
-            flow = flow + torch.nn.functional.interpolate(jumps, (64, 64), mode="bicubic")
-        frames.append(warp(source, flow)[0])
-    video = ((torch.stack(frames) * 0.3 + 0.5).clamp(0, 1) * 255).byte()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_video(path, video, fps=8)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from textures import make_video
 from tqdm import tqdm
 
 from mp_hooks.cli.main import main
@@ -23,7 +24,7 @@ from mp_hooks.discriminator import shards
 from mp_hooks.discriminator.data import FlowSettings
 from mp_hooks.discriminator.shards import extract, gather, read_shards
 from mp_hooks.errors import MotionPromptError
-from mp_hooks.flow import load_flow, warp
+from mp_hooks.flow import load_flow
 from mp_hooks.video import write_video
 
 SETTINGS = FlowSettings(flow_size=64, stored_size=32, pairs_per_clip=4)
@@ -32,15 +33,6 @@ SETTINGS = FlowSettings(flow_size=64, stored_size=32, pairs_per_clip=4)
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "CLIPS_A_SHARD", 2)
-
-
-def make_video(path: Path, seed: int) -> None:
-    """A texture that drifts to the right."""
-    noise = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
-    source = torch.nn.functional.interpolate(noise, (64, 64), mode="bicubic")
-    frames = [warp(source, torch.tensor([-1.5 * t, 0.0]).view(1, 2, 1, 1).expand(1, 2, 64, 64)) for t in range(8)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_video(path, ((torch.cat(frames) * 0.3 + 0.5).clamp(0, 1) * 255).byte(), fps=8)
 
 
 @pytest.fixture(scope="module")
