@@ -32,12 +32,10 @@ class Wan(DiffusersPipeline):
     attention_blocks = ("WanTransformerBlock", "UMT5Block")
     other_blocks = ()  # the VAE's change their cache: not to be computed twice
     view = 28
-    _conditional = False
-    _step: Step | None = None
 
     def begin(self) -> None:
         self._conditional = False
-        self._step = None
+        self._step: Step | None = None
 
     def watch_run(self) -> dict[Site, Callable[..., Any]]:
         return {(self.host, "encode_prompt"): self._note_negative, self.step_site(): self._turns}

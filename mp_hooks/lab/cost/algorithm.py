@@ -85,6 +85,7 @@ def cost(full: FullSize, config: MotionPromptConfig) -> Cost:
     adapter = backbones.adapter_for(full.host)
     adapter.apply(method)
     adapter.arguments = full.arguments
+    adapter.begin()
 
     def counted(compute: Callable[[], Any]) -> Count:
         method.meter, method.saved = Meter(), Counter()
