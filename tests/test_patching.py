@@ -596,7 +596,11 @@ COMMANDS = {
 def test_commands_of_a_host_take_the_flag_or_refuse_it(name: str, command: str, tmp_path: Path) -> None:
     """Those that its README names and that would drop it. Without the flag, scripts do what they did."""
     manifest = patching.load(name)
-    root = unpatched(name, tmp_path / "host")
+    root = tmp_path / "host"
+    for file in manifest.files:
+        (root / file.path).parent.mkdir(parents=True, exist_ok=True)
+        (root / file.path).write_bytes((patching.default_checkout(manifest) / file.path).read_bytes())
+    patching.revert(manifest, root)
     (tmp_path / "bin").mkdir()
     is_script = command.split()[1].endswith(".sh")
     for python in ("python", "python3") if is_script else ():
