@@ -94,6 +94,13 @@ def test_a_folder_that_is_not_new_is_left_alone(site: Path, tmp_path: Path) -> N
     assert key_of(site) == before
 
 
+def test_a_clip_that_cannot_be_read_is_told_before_anything_is_written(site: Path, tmp_path: Path) -> None:
+    (tmp_path / "B" / "3.mp4").write_bytes(b"not a video")
+    with pytest.raises(MotionPromptError, match=r"cannot read .*B/3\.mp4"):
+        make(groups_of_folders([tmp_path / "A", tmp_path / "B"]), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_tally_counts_and_leaves_out_the_inattentive(
     site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,7 +32,8 @@ def make(groups: Groups, site: Path, question: str = QUESTION, checks: int = 2, 
 
     The first of the two groups is the baseline. Clips get names that tell nothing. An attention check shows a clip
     beside itself with frames in disorder and pixelated, chosen by `seed`; answers to checks are in the key. Raises
-    MotionPromptError for other than two groups, and for a folder that is not new: a lost key makes its votes worthless.
+    MotionPromptError for other than two groups, a clip that cannot be read, and a folder that is not new: a lost
+    key makes its votes worthless.
     """
     if len(groups) != 2:
         raise MotionPromptError(f"a study compares two groups of clips, not {len(groups)}; give two folders")
@@ -40,6 +41,8 @@ def make(groups: Groups, site: Path, question: str = QUESTION, checks: int = 2, 
         raise MotionPromptError(
             f"{site} holds something, or {key_file(site)} is another study's key; give a new folder"
         )
+    for path in (path for clips in groups.values() for path in clips.values()):
+        video_info(path)  # told before anything is written
     (site / "clips").mkdir(parents=True)
     baseline, other = groups
     trials, key = [], {}
