@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,10 +67,6 @@ class Host(ABC):
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """The host's own text encoding [b, l, d], through the layer that `text` names, as this sampling's call asks."""
-
-    def room_for(self, tokens: int) -> AbstractContextManager[None]:
-        """Inside, `encode` counts that many tokens more as text, where its masks come from a tokenizer."""
-        return nullcontext()
 
     # --- a step
 

@@ -89,7 +89,7 @@ class TokenOptimizer:
 
     def encode(self, tokens: Tensor) -> Tensor:
         """c(T) = text_encoder(P + S), the rows of S being T."""
-        with self.host.room_for(self.config.tokens), injected(self._text, tokens, self.config.placement) as report:
+        with injected(self._text, tokens, self.config.placement) as report:
             conditioning = self.host.encode(self.prompts)
         if report["lost"] and not self.outcome.lost:
             self.outcome.lost = report["lost"]

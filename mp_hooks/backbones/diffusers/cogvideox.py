@@ -9,9 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from mp_hooks.backbones.diffusers.pipeline import BatchedGuidance
-from mp_hooks.backbones.diffusers.text import t5_text
 from mp_hooks.guidance import Step
-from mp_hooks.guidance.tokens import TextInput
 
 
 class CogVideoX(BatchedGuidance):
@@ -22,7 +20,11 @@ class CogVideoX(BatchedGuidance):
     """
 
     name = "diffusers-cogvideox"
-    pipeline = "CogVideoXPipeline"
+    pipelines = (
+        *("CogVideoXPipeline", "CogVideoXImageToVideoPipeline", "CogVideoXVideoToVideoPipeline"),
+        *("CogVideoXFunControlPipeline", "ConsisIDPipeline"),
+    )
+    channels_dimension = 2
     copies_argument = None  # its call sets the number to 1
     attention_blocks = ("CogVideoXBlock",)
 
@@ -46,14 +48,6 @@ class CogVideoX(BatchedGuidance):
         steps = self.arguments["num_inference_steps"]
         rise = math.cos(math.pi * ((steps - step.timestep) / steps) ** 5.0)
         return 1 + self.arguments["guidance_scale"] * (1 - rise) / 2
-
-    @property
-    def text(self) -> TextInput:
-        return t5_text(self.host)
-
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        length = self.arguments["max_sequence_length"]
-        return self.host.encode_prompt(list(prompts), None, False, max_sequence_length=length)[0]
 
     def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
         clean = clean[:, :, self._padding(clean) :]

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from mp_hooks.backbones.diffusers.pipeline import BatchedGuidance
-from mp_hooks.backbones.diffusers.text import mask_counts, t5_text
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.guidance import Step
-from mp_hooks.guidance.tokens import TextInput
 
 
 class LTX(BatchedGuidance):
     """Packed latents, flow matching, T5 with a mask, a VAE that sees both ways in time.
 
-    The text rows of the contract carry the mask as their last column, so that a conditioning and its mask stay
-    together. No part of the clip can be decoded exactly: all of it is decoded, then the frames are taken. Where the
+    No part of the clip can be decoded exactly: all of it is decoded, then the frames are taken. Where the
     VAE is conditioned on a time step, the decoding has the pipeline's step but not its noise.
     """
 
     name = "diffusers-ltx"
-    pipeline = "LTXPipeline"
+    pipelines = ("LTXPipeline", "LTXImageToVideoPipeline", "LTXConditionPipeline")
+    mask_argument = "encoder_attention_mask"
+    positive: ClassVar = {"encoder_hidden_states": 0, "encoder_attention_mask": 1}
     attention_blocks = ("LTXVideoTransformerBlock",)
 
     def prompts(self, call: dict[str, Any]) -> list[str] | None:
@@ -48,12 +46,6 @@ class LTX(BatchedGuidance):
     def _patch(self) -> tuple[int, int]:
         return self.host.transformer_spatial_patch_size, self.host.transformer_temporal_patch_size
 
-    def text_rows(self, arguments: dict[str, Any], frames: int) -> Tensor:
-        return with_mask(arguments["encoder_hidden_states"], arguments["encoder_attention_mask"])
-
-    def text_arguments(self, rows: Tensor, frames: int) -> dict[str, Tensor]:
-        return {"encoder_hidden_states": rows[..., :-1], "encoder_attention_mask": rows[..., -1]}
-
     def clip_frames(self, latents: Tensor) -> int:
         return (latents.shape[2] - 1) * self.host.vae_temporal_compression_ratio + 1
 
@@ -66,17 +58,6 @@ class LTX(BatchedGuidance):
 
         return rescale_noise_cfg(combined, conditional, guidance_rescale=rescale)
 
-    @property
-    def text(self) -> TextInput:
-        return t5_text(self.host)
-
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        length = self.arguments["max_sequence_length"]
-        return with_mask(*self.host.encode_prompt(list(prompts), None, False, max_sequence_length=length)[:2])
-
-    def room_for(self, tokens: int) -> AbstractContextManager[None]:
-        return mask_counts(self.host, tokens)
-
     def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
         vae = self.host.vae
         latents = self.host._denormalize_latents(clean, vae.latents_mean, vae.latents_std, vae.config.scaling_factor)
@@ -85,8 +66,3 @@ class LTX(BatchedGuidance):
             timestep = torch.as_tensor(self.arguments["decode_timestep"], dtype=vae.dtype, device=clean.device)
             timestep = timestep.expand(len(clean))
         return vae.decode(latents.to(vae.dtype), timestep, return_dict=False)[0][:, :, list(frames)]
-
-
-def with_mask(rows: Tensor, mask: Tensor) -> Tensor:
-    """Text rows [b, l, d] with their mask [b, l] as one column more."""
-    return torch.cat([rows, mask.to(rows.dtype).unsqueeze(-1)], dim=-1)

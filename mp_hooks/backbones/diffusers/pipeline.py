@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -13,9 +14,12 @@ from torch import Tensor, nn
 
 from mp_hooks.backbones.base import Adapter, Site
 from mp_hooks.backbones.diffusers.schedule import check_scheduler, clean_latents, schedule_step
+from mp_hooks.backbones.diffusers.text import text_input, word_tokenizer
 from mp_hooks.compat import swapped
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.guidance import Step, full_precision
+from mp_hooks.guidance.numerics import all_finite
+from mp_hooks.guidance.tokens import TextInput
 
 
 @dataclass
@@ -24,7 +28,7 @@ class Call:
 
     negative: the unconditional branch's text rows [b, l, d], None without classifier-free guidance. unconditional: that
     branch's output [b, c, t, h, w] once it is known. first: the frame of the clip that the latents begin with. kind:
-    the type of what the denoiser returned.
+    the type of what the denoiser returned, tail: what it returned beside its prediction.
     """
 
     arguments: inspect.BoundArguments
@@ -32,20 +36,28 @@ class Call:
     unconditional: Tensor | None = None
     first: int = 0
     kind: type = tuple
+    tail: tuple[Any, ...] = ()
 
 
 class DiffusersPipeline(Adapter):
-    """A pipeline whose denoiser is one module.
+    """Pipelines whose denoiser is one module, or several that take turns.
 
     The run site is the pipeline class's `__call__` (an instance attribute would not be called), acting on this
     pipeline alone; the step site is the call of its denoiser, as `forward` is replaced and put back by diffusers and
     accelerate whenever they offload. A subclass tells how the denoiser's arguments relate to the contract's tensors.
     """
 
-    pipeline: ClassVar[str]  # class name
+    pipelines: ClassVar[tuple[str, ...]]  # class names
     denoiser: ClassVar[str] = "transformer"
     latents_argument: ClassVar[str] = "hidden_states"
+    channels_dimension: ClassVar[int] = 1  # of the denoiser's latents, where a condition may be joined to them
     copies_argument: ClassVar[str | None] = "num_videos_per_prompt"  # of the pipeline's call, None where it heeds none
+    mask_argument: ClassVar[str | None] = None  # of the denoiser: the text's mask
+    # Which of encode_prompt's results are which of the denoiser's arguments, for prompt and negative prompt;
+    # `negative` is empty where encode_prompt is called for each.
+    positive: ClassVar[dict[str, int]] = {"encoder_hidden_states": 0}
+    negative: ClassVar[dict[str, int]] = {"encoder_hidden_states": 1}
+    prompt_end: ClassVar[str | None] = None  # token that ends the prompt in a template
 
     # --- what pipelines differ in
 
@@ -58,12 +70,22 @@ class DiffusersPipeline(Adapter):
         return latents
 
     def text_rows(self, arguments: dict[str, Any], frames: int) -> Tensor:
-        """The text in the denoiser's arguments as rows [b, l, d]; `frames` are those of the latents."""
-        return arguments["encoder_hidden_states"]
+        """The text in the denoiser's arguments as rows [b, l, d]; `frames` are those of the latents.
 
-    def text_arguments(self, rows: Tensor, frames: int) -> dict[str, Tensor]:
+        A mask is their last column, so that a conditioning and its mask stay together.
+        """
+        rows = arguments["encoder_hidden_states"]
+        return rows if self.mask_argument is None else with_mask(rows, arguments[self.mask_argument])
+
+    def text_arguments(self, rows: Tensor, frames: int) -> dict[str, Any]:
         """Text rows [b, l, d] as the denoiser's arguments."""
-        return {"encoder_hidden_states": rows}
+        if self.mask_argument is None:
+            return {"encoder_hidden_states": rows}
+        return {"encoder_hidden_states": rows[..., :-1], self.mask_argument: rows[..., -1]}
+
+    def template_tokens(self) -> int:
+        """Tokens of a template in front of the prompt."""
+        return 0
 
     def branch_arguments(self, step: Step, rows: Tensor) -> dict[str, Any]:
         """What of the denoiser's arguments belongs to one branch: its text rows [b, l, d]."""
@@ -72,6 +94,10 @@ class DiffusersPipeline(Adapter):
     def clip_frames(self, latents: Tensor) -> int:
         """Frames of the clip that latents [b, c, t, h, w] decode to."""
         return (latents.shape[2] - 1) * self.host.vae_scale_factor_temporal + 1
+
+    def given_frames(self) -> int:
+        """Latent frames in front that are given, not sampled: the picture of image-to-video."""
+        return 0
 
     def scale(self, step: Step) -> float:
         """The guidance scale of this step."""
@@ -91,19 +117,57 @@ class DiffusersPipeline(Adapter):
     @classmethod
     def recognises(cls, host: Any) -> bool:
         return any(
-            base.__name__ == cls.pipeline and base.__module__.startswith("diffusers.") for base in type(host).__mro__
+            base.__name__ in cls.pipelines and base.__module__.startswith("diffusers.") for base in type(host).__mro__
         )
 
     @classmethod
     def host_class(cls) -> str:
-        return f"diffusers.{cls.pipeline}"
+        return ", ".join(f"diffusers.{name}" for name in cls.pipelines)
 
     def run_site(self) -> Site:
         return type(self.host), "__call__"
 
     def step_site(self) -> Site:
-        module = getattr(self.host, self.denoiser)
-        return module, "_call_impl" if module._compiled_call_impl is None else "_compiled_call_impl"
+        return call_site(getattr(self.host, self.denoiser))
+
+    def begin(self) -> None:
+        self._encoding: inspect.BoundArguments | None = None
+        self._encoded: list[Any] = []  # what encode_prompt gave the pipeline
+
+    def watch_run(self) -> dict[Site, Callable[..., Any]]:
+        return {(self.host, "encode_prompt"): self._note_encoding}
+
+    def _note_encoding(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The first call is the prompts', as this sampling has them encoded."""
+        result = original(*args, **kwargs)
+        if self._encoding is None:
+            self._encode = original
+            self._encoding = inspect.signature(type(self.host).encode_prompt).bind(self.host, *args, **kwargs)
+        self._encoded.append(result)
+        return result
+
+    @property
+    def text(self) -> TextInput:
+        return text_input(self.host, self.prompt_end, self.template_tokens())
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """By the pipeline's own call of encode_prompt, made again for these prompts alone."""
+        if self._encoding is None:
+            raise MotionPromptError(f"{type(self.host).__name__} was given text that it has not encoded; pass a prompt")
+        call = inspect.BoundArguments(self._encoding.signature, self._encoding.arguments.copy())
+        call.apply_defaults()
+        alone = {"do_classifier_free_guidance": False, "num_videos_per_prompt": 1, "num_images_per_prompt": 1}
+        alone |= {"prompt": list(prompts), "batch_size": len(prompts)}
+        call.arguments.update({name: value for name, value in alone.items() if name in call.arguments})
+        for name, value in call.arguments.items():  # of each prompt, where each has several videos
+            if name != "prompt" and isinstance(value, list) and 0 < len(value) < len(prompts) and _texts(value):
+                call.arguments[name] = [text for text in value for _ in range(len(prompts) // len(value))]
+        result = self._encode(*call.args[1:], **call.kwargs)
+        return self.text_rows(self.denoiser_text(result, self.positive), 1)
+
+    def denoiser_text(self, encoded: Any, names: dict[str, int]) -> dict[str, Any]:
+        """What encode_prompt returned as the denoiser's arguments."""
+        return {name: encoded[number] for name, number in names.items()}
 
     @property
     def network(self) -> nn.Module:
@@ -147,7 +211,7 @@ class DiffusersPipeline(Adapter):
         return first.initial_seed() if isinstance(first, torch.Generator) else super().noise_seed()
 
     def word_ids(self, word: str) -> list[int]:
-        return self.host.tokenizer(word, add_special_tokens=False).input_ids
+        return word_tokenizer(self.host)(word, add_special_tokens=False).input_ids
 
     def modules(self) -> list[nn.Module]:
         return [self.network, uncompiled(self.host.vae), uncompiled(self.host.text_encoder)]
@@ -161,7 +225,7 @@ class DiffusersPipeline(Adapter):
 
     def step(self, latents: Tensor, rows: Tensor, call: Call) -> Step:
         """The step of this call, from the conditional branch's latents [b, c, t, h, w] and text rows [b, l, d]."""
-        timestep = float(torch.as_tensor(call.arguments.arguments["timestep"]).flatten()[0])
+        timestep = float(self.timestep(call.arguments.arguments))
         index, total = schedule_step(self.host.scheduler, timestep)
         return Step(
             latents=latents,
@@ -172,6 +236,20 @@ class DiffusersPipeline(Adapter):
             frames=self.clip_frames(latents),
             call=call,
         )
+
+    def timestep(self, arguments: dict[str, Any]) -> float:
+        """The scheduler's timestep; of what is given, not sampled, the denoiser is told a smaller one."""
+        return float(torch.as_tensor(arguments["timestep"]).max())
+
+    def latents_in(self, arguments: dict[str, Any]) -> Tensor:
+        """The denoiser's latents [b, c, t, h, w], without a condition that is joined to them."""
+        latents = self.unpack(arguments[self.latents_argument], arguments)
+        return latents[:, : self.channels(arguments)]
+
+    def channels(self, arguments: dict[str, Any]) -> int:
+        """Channels of the clip's latents."""
+        config = self.host.vae.config
+        return config.get("z_dim") or config.get("latent_channels")
 
     def in_float32(self, step: Step) -> Step:
         tensors = {"latents": full_precision(step.latents), "conditioning": full_precision(step.conditioning)}
@@ -189,7 +267,9 @@ class DiffusersPipeline(Adapter):
     def clean(self, step: Step, conditional: Tensor, unconditional: Tensor | None) -> Tensor:
         """z0_hat [b, c, t, h, w] of the branches' outputs; None without classifier-free guidance."""
         output = conditional if unconditional is None else self.combine(step, unconditional, conditional)
-        return clean_latents(self.host.scheduler, step.latents, output, step.timestep)
+        clean = clean_latents(self.host.scheduler, step.latents, output, step.timestep)
+        given = self.given_frames()
+        return torch.cat([step.latents[:, :, :given].to(clean), clean[:, :, given:]], 2) if given else clean
 
     def unconditional(self, step: Step) -> Tensor:
         """The unconditional branch, computed once a step and without a graph."""
@@ -201,19 +281,41 @@ class DiffusersPipeline(Adapter):
     def branch(self, step: Step, rows: Tensor) -> Tensor:
         """The denoiser on one branch: its text rows [b, l, d] -> its output [b, c, t, h, w]."""
         call = inspect.BoundArguments(step.call.arguments.signature, step.call.arguments.arguments.copy())
-        call.arguments[self.latents_argument] = self.pack(step.latents)
+        call.arguments.update(self.own_arguments(step, rows))
+        given = call.arguments[self.latents_argument]
+        packed = self.pack(step.latents)
+        if packed.shape[self.channels_dimension] < given.shape[self.channels_dimension]:  # a condition is joined
+            channels = packed.shape[self.channels_dimension]
+            rest = given.narrow(self.channels_dimension, channels, given.shape[self.channels_dimension] - channels)
+            packed = torch.cat([packed, rest.to(packed)], self.channels_dimension)
+        call.arguments[self.latents_argument] = packed
         call.arguments.update(self.branch_arguments(step, rows))
-        timestep = torch.as_tensor(call.arguments["timestep"])
-        if timestep.ndim:  # one a sample of both branches
-            call.arguments["timestep"] = timestep[: len(step.latents)]
         result = type(self.network)._call_impl(self.network, *call.args, **call.kwargs)  # neither hooked nor compiled
-        step.call.kind = type(result)
+        step.call.kind, step.call.tail = type(result), tuple(result[1:])
         return self.unpack(result[0], call.arguments)
+
+    def own_arguments(self, step: Step, rows: Tensor) -> dict[str, Any]:
+        """What of the host's call's arguments is this branch's, beside text and latents."""
+        return {}
 
     def returned(self, step: Step, output: Tensor) -> Any:
         """An output [b, c, t, h, w] in the form in which the denoiser returns its own."""
         kind = step.call.kind
-        return (self.pack(output),) if kind is tuple else kind(sample=self.pack(output))
+        return (self.pack(output), *step.call.tail) if kind is tuple else kind(sample=self.pack(output))
+
+
+def _texts(values: list[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def with_mask(rows: Tensor, mask: Tensor) -> Tensor:
+    """Text rows [b, l, d] with their mask [b, l] as one column more."""
+    return torch.cat([rows, mask.to(rows.dtype).unsqueeze(-1)], dim=-1)
+
+
+def call_site(module: nn.Module) -> Site:
+    """Where a module is called, compiled or not."""
+    return module, "_call_impl" if module._compiled_call_impl is None else "_compiled_call_impl"
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
@@ -254,16 +356,34 @@ def staying(modules: Sequence[nn.Module]) -> Iterator[None]:
 class BatchedGuidance(DiffusersPipeline):
     """Pipelines that call their denoiser on both branches of classifier-free guidance at once, [uncond, cond]."""
 
+    shared: ClassVar[tuple[str, ...]] = ("image_rotary_emb",)  # arguments that both branches have as they are
+
     def read(self, *args: Any, **kwargs: Any) -> Step | None:
         call = self.bound(*args, **kwargs)
-        if call.arguments.get("added_cond_kwargs") is not None:
-            raise MotionPromptError("MotionPrompt does not know IP-Adapter images; unload the IP-Adapter")
-        latents = self.unpack(call.arguments[self.latents_argument], call.arguments)
+        latents = self.latents_in(call.arguments)
         rows = self.text_rows(call.arguments, latents.shape[2])
         if not self.do_classifier_free_guidance:
             return self.step(latents, rows, Call(call, None))
         negative, positive = rows.chunk(2)
         return self.step(latents.chunk(2)[1], positive, Call(call, negative))
+
+    def own_arguments(self, step: Step, rows: Tensor) -> dict[str, Any]:
+        """Its half of every argument that has a part for each sample, or for each frame of each."""
+        if not self.do_classifier_free_guidance:
+            return {}
+        arguments = step.call.arguments.arguments
+        whole = len(arguments[self.latents_argument])
+        sizes = (whole, whole * self.latents_in(arguments).shape[2])
+        number = 0 if rows is step.call.negative else 1
+
+        def half(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.ndim and len(value) in sizes:
+                return value.chunk(2)[number]
+            if isinstance(value, dict):
+                return {key: half(item) for key, item in value.items()}
+            return type(value)(map(half, value)) if type(value) in (list, tuple) else value
+
+        return {name: half(value) for name, value in arguments.items() if name not in self.shared}
 
     def step_with(self, step: Step, conditioning: Tensor) -> Any:
         """The host's batch of both branches, of which the unconditional one is known from the updates."""
@@ -284,8 +404,95 @@ class SingleFrames(BatchedGuidance):
     def clip_frames(self, latents: Tensor) -> int:
         return latents.shape[2]
 
+    def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
+        return self.host.decode_latents(clean[:, :, list(frames)].to(self.host.vae.dtype))
+
     def sub_clip(self, step: Step, frames: range) -> Step | None:
+        """None where the denoiser is given something else for every frame: a control, a condition."""
+        if self.controlled(step):
+            return None
         part = slice(frames.start, frames.stop)
         unconditional = self.unconditional(step)[:, :, part] if self.do_classifier_free_guidance else None
         call = Call(step.call.arguments, step.call.negative, unconditional, first=frames.start)
         return replace(step, latents=step.latents[:, :, part], frames=len(frames), call=call)
+
+    def controlled(self, step: Step) -> bool:
+        """Whether more than latents and text is given for every frame."""
+        given = {name: value for name, value in step.call.arguments.arguments.items() if value is not None}
+        joined = given[self.latents_argument].shape[1] > step.latents.shape[1]
+        per_frame = {"down_block_additional_residuals", "image_latents"}
+        return joined or not per_frame.isdisjoint(given)
+
+
+class SeparateGuidance(DiffusersPipeline):
+    """Pipelines that call their denoiser on one branch after the other, the conditional one first.
+
+    A step is guided at its conditional call; the second is answered with the branch that the updates computed.
+    """
+
+    second: ClassVar[str | None] = None  # a further denoiser, for the steps of little noise
+
+    def begin(self) -> None:
+        super().begin()
+        self._conditional = False
+        self._step: Step | None = None
+        self._active = self.denoiser
+
+    def watch_run(self) -> dict[Site, Callable[..., Any]]:
+        sites = {**super().watch_run(), self.step_site(): self._turns}
+        if self.second is not None and getattr(self.host, self.second, None) is not None:
+            sites[call_site(getattr(self.host, self.second))] = self._turns_of_second
+        return sites
+
+    def _turns(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Tell the two calls of a step apart; the second has nothing to compute where the updates have done it."""
+        if self.current is not None:
+            self._conditional = not (self.do_classifier_free_guidance and self._conditional)
+            if self._conditional:
+                self._step = None
+            elif self._step is not None and all_finite(self.unconditional(self._step)):
+                return self.returned(self._step, self.unconditional(self._step))
+        return original(*args, **kwargs)
+
+    def _turns_of_second(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._active = self.second or self.denoiser
+        try:
+            return self._turns(partial(self._around_step, original), *args, **kwargs)
+        finally:
+            self._active = self.denoiser
+
+    @property
+    def network(self) -> nn.Module:
+        return uncompiled(getattr(self.host, getattr(self, "_active", self.denoiser)))
+
+    def modules(self) -> list[nn.Module]:
+        second = self.second and getattr(self.host, self.second, None)
+        return super().modules() if second is None else [*super().modules(), uncompiled(second)]
+
+    def read(self, *args: Any, **kwargs: Any) -> Step | None:
+        if not self._conditional:
+            return None
+        call = self.bound(*args, **kwargs)
+        rows = self.text_rows(call.arguments, 0)
+        negative = None
+        if self.do_classifier_free_guidance:
+            encoded = self.negative_text(call.arguments)
+            self._negative = {name: value for name, value in encoded.items() if name in call.arguments}
+            negative = self.text_rows(encoded, 0).to(rows)
+        return self.step(self.latents_in(call.arguments), rows, Call(call, negative))
+
+    def negative_text(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The denoiser's arguments that belong to the negative prompt."""
+        if self.negative:
+            return self.denoiser_text(self._encoded[0], self.negative)
+        return self.denoiser_text(self._encoded[1], self.positive)
+
+    def own_arguments(self, step: Step, rows: Tensor) -> dict[str, Any]:
+        if rows is not step.call.negative:
+            return {}
+        given = step.call.arguments.arguments
+        return {name: value.to(given[name]) for name, value in self._negative.items()}
+
+    def step_with(self, step: Step, conditioning: Tensor) -> Any:
+        self._step = step
+        return self.returned(step, self.branch(step, conditioning))
