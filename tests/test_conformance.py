@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from types import FunctionType
 from typing import Any
 
 import pytest
 from upstreams import needs
 
 from mp_hooks import patching
-from mp_hooks.backbones import BACKBONES
+from mp_hooks.backbones import BACKBONES, adapter_class
 from mp_hooks.testing import CASES, ConformanceSuite, HostCase, tiny
 from mp_hooks.testing.diffusers import AnimateDiffCase
 from mp_hooks.testing.videocrafter import VideoCrafterImageCase
@@ -32,6 +33,30 @@ globals().update({made.__name__: made for made in SUITES})  # where pytest looks
 def test_every_adapter_is_held_to_the_kit() -> None:
     """By a case of its own; the kit asserts that the adapter of that name answers for the case's host."""
     assert sorted(made.case.name for made in SUITES) == sorted(BACKBONES)
+
+
+# --- relatives: a class whose adapter is that of another
+
+CORE = ("test_off_on_off", "test_prediction_is_the_hosts_own", "test_gradient_is_that_of_finite_differences")
+
+
+def relative(case: HostCase) -> type[ConformanceSuite]:
+    """The kit on it, of which all but the core is slow."""
+    members: dict[str, Any] = {"case": case}
+    for name, test in vars(ConformanceSuite).items():
+        if name.startswith("test_") and name not in CORE:
+            copied = FunctionType(test.__code__, test.__globals__, name, test.__defaults__, test.__closure__)
+            vars(copied).update(vars(test), pytestmark=[*getattr(test, "pytestmark", []), pytest.mark.slow.mark])
+            members[name] = copied
+    return type(f"Test{case.pipeline}", (ConformanceSuite,), members)
+
+
+RELATIVES = [
+    tiny(name, pipeline=pipeline)
+    for name in BACKBONES
+    for pipeline in getattr(adapter_class(name), "pipelines", ())[1:]
+]
+globals().update({f"Test{case.pipeline}": relative(case) for case in RELATIVES})
 
 
 # --- more configurations

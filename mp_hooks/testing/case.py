@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mp_hooks import backbones
 from mp_hooks.config import MotionPromptConfig
@@ -118,10 +118,14 @@ class HostCase(ABC):
         script = [sys.executable, "-m", "mp_hooks.testing.sample", self.name]
         return Command(script, ["--out", str(folder)], folder, folder)
 
+    def everything(self, host: Any) -> list[nn.Module]:
+        """All that computes in a sampling."""
+        return backbones.adapter_for(host).modules()
+
     @contextmanager
     def in_float64(self, host: Any) -> Iterator[None]:
         """Compute in float64, also where the host's code asks for float32."""
-        modules = backbones.adapter_for(host).modules()
+        modules = self.everything(host)
         single, to = torch.Tensor.float, torch.Tensor.to
 
         def widened(value: Any) -> Any:

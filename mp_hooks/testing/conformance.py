@@ -217,6 +217,8 @@ class ConformanceSuite:
             self.guide(host)
 
     def test_samples_of_a_batch_have_their_own_tokens(self, host: Any, guided: Guided) -> None:
+        if len(self.case.prompts) == 1:
+            pytest.skip("this host takes one prompt a call")
         other = self.guide(host, [self.case.prompts[0], "something else"])
         runs = (guided.method.runs[0], other.method.runs[0])
         tokens, changed = ((run.tokens - run.initial).flatten(1) for run in runs)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from abc import abstractmethod
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import ModuleType
@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mp_hooks import backbones
 from mp_hooks.compat import swapped
 from mp_hooks.testing.case import PROMPTS, HostCase, MissingPackage, require
 from mp_hooks.testing.tokenizer import build_tokenizer
@@ -26,9 +27,9 @@ def require_pipeline(diffusers: ModuleType, name: str) -> None:
         raise MissingPackage(f"diffusers {diffusers.__version__} has no {name}; pip install -U diffusers")
 
 
-def clip_text_encoder(tokenizer: Any, width: int = 32) -> nn.Module:
-    """A two-layer CLIP text model for this tokenizer."""
-    from transformers import CLIPTextConfig, CLIPTextModel
+def clip_text_encoder(tokenizer: Any, width: int = 32, projected: bool = False) -> nn.Module:
+    """A two-layer CLIP text model for this tokenizer; `projected`: with the projection of the second one of SDXL."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
@@ -40,8 +41,9 @@ def clip_text_encoder(tokenizer: Any, width: int = 32) -> nn.Module:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        projection_dim=width,
     )
-    return CLIPTextModel(config).eval()
+    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
 
 
 def image_autoencoder(diffusers: ModuleType) -> nn.Module:
@@ -87,18 +89,65 @@ def t5_text_encoder(tokenizer: Any, kind: str = "T5", width: int = 32) -> nn.Mod
     return getattr(transformers, kind + "EncoderModel")(config).eval()
 
 
+def picture_encoder() -> dict[str, Any]:
+    """CLIP's, and the processor in front of it."""
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    config = CLIPVisionConfig(
+        hidden_size=8,
+        projection_dim=8,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=8,
+        patch_size=4,
+    )
+    size = {"height": 8, "width": 8}
+    processor = CLIPImageProcessor(crop_size=size, size={"shortest_edge": 8})
+    return {"image_encoder": CLIPVisionModelWithProjection(config).eval(), "image_processor": processor}
+
+
+def pictures(count: int, width: int, height: int) -> list[Any]:
+    """Random pictures, the same ones every time."""
+    from PIL import Image
+
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (count, height, width, 3), generator=generator, dtype=torch.uint8)
+    return [Image.fromarray(one.numpy()) for one in pixels]
+
+
 class DiffusersCase(HostCase):
-    """A pipeline; `options` are passed to its call, beside `settings`."""
+    """A pipeline; `options` are passed to its call, beside those of `settings` that it takes.
+
+    pipeline: the class's name, the first of the adapter's unless given. Pictures are given to those that ask for any.
+    """
 
     config = replace(HostCase.config, learning_rate=0.5)
     settings: ClassVar[dict[str, Any]]
+    alone: ClassVar[tuple[str, ...]] = ()  # pipelines that take one prompt a call
+    clips: ClassVar[tuple[str, ...]] = ("video", "control_video", "conditioning_frames")  # arguments that take one
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, pipeline: str | None = None, **options: Any) -> None:
         self.options = options
+        if pipeline in self.alone:
+            self.prompts = PROMPTS[:1]
+        self.pipeline = pipeline or getattr(backbones.adapter_class(self.name), "pipelines", ("",))[0]
 
-    @abstractmethod
     def build(self, diffusers: ModuleType) -> Any:
         """The pipeline with random weights from the global generator."""
+        require_pipeline(diffusers, self.pipeline)
+        return getattr(diffusers, self.pipeline)(**self.parts(diffusers))
+
+    def parts(self, diffusers: ModuleType) -> dict[str, Any]:
+        """What the pipeline is made of."""
+        raise NotImplementedError
+
+    def inputs(self, taken: Sequence[str]) -> dict[str, Any]:
+        """Pictures for the arguments that the pipeline takes."""
+        frames, size = self.settings["num_frames"], (self.settings["width"], self.settings["height"])
+        if "image" in taken:
+            return {"image": pictures(1, *size)[0]}
+        return {name: pictures(frames, *size) for name in self.clips if name in taken}
 
     def latents(self, host: Any, frames: Tensor) -> Tensor:
         """What the pipeline returns, as [b, c, t, h, w]."""
@@ -120,8 +169,14 @@ class DiffusersCase(HostCase):
 
     def sample(self, host: Any, prompts: list[str], seed: int, **extra: Any) -> Tensor:
         torch.manual_seed(seed)
-        settings = {"num_inference_steps": 4, "output_type": "latent", **self.settings, **self.options, **extra}
-        return self.latents(host, host(prompts, **settings).frames)
+        taken = inspect.signature(type(host).__call__).parameters
+        settings = {"num_inference_steps": 4, "output_type": "latent", **self.settings, **self.inputs(list(taken))}
+        settings = {name: value for name, value in settings.items() if name in taken}
+        prompt = prompts[0] if isinstance(prompts, list) and len(prompts) == 1 else prompts
+        return self.latents(host, host(prompt=prompt, **{**settings, **self.options, **extra}).frames)
+
+    def everything(self, host: Any) -> list[nn.Module]:
+        return [part for part in host.components.values() if isinstance(part, nn.Module)]
 
     def own_predictions(self, host: Any, prompts: list[str], seed: int) -> list[Tensor]:
         predictions: list[Tensor] = []
@@ -148,16 +203,16 @@ class AnimateDiffCase(DiffusersCase):
         super().__init__(**options)
         self.scheduler, self.prediction = scheduler, prediction
 
-    def build(self, diffusers: ModuleType) -> Any:
+    def parts(self, diffusers: ModuleType) -> dict[str, Any]:
         tokenizer = build_tokenizer(WORDS, length=16)
         unet = diffusers.UNetMotionModel(
+            **self.further(),
             sample_size=8,
             block_out_channels=(32, 32),
             down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"),
             up_block_types=("UpBlockMotion", "CrossAttnUpBlockMotion"),
             layers_per_block=1,
             norm_num_groups=8,
-            cross_attention_dim=32,
             num_attention_heads=2,
             motion_num_attention_heads=2,
         )
@@ -168,8 +223,50 @@ class AnimateDiffCase(DiffusersCase):
         adapter = diffusers.MotionAdapter(
             block_out_channels=(32, 32), motion_layers_per_block=1, motion_norm_num_groups=8
         )
-        text_encoder = clip_text_encoder(tokenizer)
-        return diffusers.AnimateDiffPipeline(vae, text_encoder, tokenizer, unet.eval(), adapter, scheduler)
+        parts = {
+            "vae": vae,
+            "text_encoder": clip_text_encoder(tokenizer),
+            "tokenizer": tokenizer,
+            "unet": unet.eval(),
+            "motion_adapter": adapter,
+            "scheduler": scheduler,
+        }
+        if self.pipeline == "AnimateDiffSDXLPipeline":
+            parts |= {"text_encoder_2": clip_text_encoder(tokenizer, projected=True), "tokenizer_2": tokenizer}
+        if "ControlNet" in self.pipeline:
+            parts["controlnet"] = self.controlnet(diffusers)
+        return parts
+
+    def further(self) -> dict[str, Any]:
+        """The UNet's settings that are this pipeline's."""
+        if self.pipeline == "AnimateDiffSDXLPipeline":
+            return {
+                "cross_attention_dim": 64,
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": 8,
+                "projection_class_embeddings_input_dim": 6 * 8 + 32,
+            }
+        return {"cross_attention_dim": 32, "in_channels": 9 if self.pipeline == "PIAPipeline" else 4}
+
+    def controlnet(self, diffusers: ModuleType) -> nn.Module:
+        sparse = self.pipeline == "AnimateDiffSparseControlNetPipeline"
+        blocks = ("CrossAttnDownBlockMotion", "DownBlockMotion") if sparse else ("CrossAttnDownBlock2D", "DownBlock2D")
+        kind = diffusers.SparseControlNetModel if sparse else diffusers.ControlNetModel
+        controlnet = kind(
+            block_out_channels=(32, 32),
+            down_block_types=blocks,
+            layers_per_block=1,
+            norm_num_groups=8,
+            cross_attention_dim=32,
+            conditioning_embedding_out_channels=(8, 8),
+            **({"conditioning_channels": 3, "use_simplified_condition_embedding": False} if sparse else {}),
+        )
+        awaken(controlnet)
+        return controlnet.eval()
+
+    def inputs(self, taken: Sequence[str]) -> dict[str, Any]:
+        indices = {"controlnet_frame_indices": list(range(self.settings["num_frames"]))}
+        return super().inputs(taken) | (indices if "controlnet_frame_indices" in taken else {})
 
     def own_decode(self, host: Any, clean: Tensor) -> Tensor:
         return host.decode_latents(clean)
@@ -182,7 +279,7 @@ class TextToVideoSDCase(DiffusersCase):
     config = replace(HostCase.config, learning_rate=0.2)
     settings: ClassVar = {"num_frames": 4, "height": 16, "width": 16}
 
-    def build(self, diffusers: ModuleType) -> Any:
+    def parts(self, diffusers: ModuleType) -> dict[str, Any]:
         tokenizer = build_tokenizer(WORDS, length=16)
         unet = diffusers.UNet3DConditionModel(
             sample_size=8,
@@ -196,8 +293,13 @@ class TextToVideoSDCase(DiffusersCase):
         )
         awaken(unet)
         scheduler = diffusers.DDIMScheduler(beta_schedule="linear", clip_sample=False)
-        vae, text_encoder = image_autoencoder(diffusers), clip_text_encoder(tokenizer)
-        return diffusers.TextToVideoSDPipeline(vae, text_encoder, tokenizer, unet.eval(), scheduler)
+        return {
+            "vae": image_autoencoder(diffusers),
+            "text_encoder": clip_text_encoder(tokenizer),
+            "tokenizer": tokenizer,
+            "unet": unet.eval(),
+            "scheduler": scheduler,
+        }
 
     def clean(self, host: Any, result: Any) -> Tensor:
         return result.pred_original_sample.unflatten(0, (-1, self.settings["num_frames"])).transpose(1, 2)
@@ -212,21 +314,9 @@ class CogVideoXCase(DiffusersCase):
     name = "diffusers-cogvideox"
     settings: ClassVar = {"num_frames": 9, "height": 64, "width": 64, "max_sequence_length": 16}
 
-    def build(self, diffusers: ModuleType) -> Any:
+    def parts(self, diffusers: ModuleType) -> dict[str, Any]:
         tokenizer = t5_tokenizer()
-        transformer = diffusers.CogVideoXTransformer3DModel(
-            num_attention_heads=4,
-            attention_head_dim=8,
-            in_channels=4,
-            out_channels=4,
-            time_embed_dim=2,
-            text_embed_dim=32,
-            num_layers=1,
-            sample_width=8,
-            sample_height=8,
-            sample_frames=9,
-            max_text_seq_length=16,
-        )
+        transformer = self.transformer(diffusers)
         vae = diffusers.AutoencoderKLCogVideoX(
             down_block_types=("CogVideoXDownBlock3D",) * 4,
             up_block_types=("CogVideoXUpBlock3D",) * 4,
@@ -240,9 +330,53 @@ class CogVideoXCase(DiffusersCase):
         scheduler = diffusers.CogVideoXDDIMScheduler(
             prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
         )
-        return diffusers.CogVideoXPipeline(
-            tokenizer, t5_text_encoder(tokenizer), vae.eval(), transformer.eval(), scheduler
+        return {
+            "tokenizer": tokenizer,
+            "text_encoder": t5_text_encoder(tokenizer),
+            "vae": vae.eval(),
+            "transformer": transformer.eval(),
+            "scheduler": scheduler,
+        }
+
+    alone: ClassVar = ("CogVideoXFunControlPipeline", "ConsisIDPipeline")
+    joined: ClassVar = ("CogVideoXImageToVideoPipeline", *alone)
+
+    def transformer(self, diffusers: ModuleType) -> nn.Module:
+        settings = {
+            "num_attention_heads": 4,
+            "attention_head_dim": 8,
+            "in_channels": 8 if self.pipeline in self.joined else 4,
+            "out_channels": 4,
+            "time_embed_dim": 2,
+            "text_embed_dim": 32,
+            "num_layers": 1,
+            "sample_width": 8,
+            "sample_height": 8,
+            "sample_frames": 9,
+            "max_text_seq_length": 16,
+        }
+        if self.pipeline != "ConsisIDPipeline":
+            return diffusers.CogVideoXTransformer3DModel(**settings)
+        return diffusers.ConsisIDTransformer3DModel(
+            **settings,
+            cross_attn_interval=1,
+            is_train_face=True,
+            cross_attn_dim_head=1,
+            cross_attn_num_heads=1,
+            LFE_id_dim=2,
+            LFE_vit_dim=2,
+            LFE_dim_head=8,
+            LFE_num_heads=2,
+            LFE_num_id_token=1,
+            LFE_num_querie=1,
+            LFE_output_dim=21,
+            LFE_ff_mult=1,
+            LFE_num_scale=1,
         )
+
+    def inputs(self, taken: Sequence[str]) -> dict[str, Any]:
+        face = {"id_vit_hidden": [torch.ones(1, 2, 2)], "id_cond": torch.ones(1, 2)} if "id_cond" in taken else {}
+        return super().inputs(taken) | face
 
     def latents(self, host: Any, frames: Tensor) -> Tensor:
         return frames.transpose(1, 2)
@@ -257,21 +391,10 @@ class WanCase(DiffusersCase):
     name = "diffusers-wan"
     settings: ClassVar = {"num_frames": 9, "height": 64, "width": 64, "max_sequence_length": 16}
 
-    def build(self, diffusers: ModuleType) -> Any:
+    def parts(self, diffusers: ModuleType) -> dict[str, Any]:
         require("ftfy", extra="diffusers")
-        require_pipeline(diffusers, "WanPipeline")
         tokenizer = t5_tokenizer()
-        transformer = diffusers.WanTransformer3DModel(
-            patch_size=(1, 2, 2),
-            num_attention_heads=2,
-            attention_head_dim=12,
-            in_channels=4,
-            out_channels=4,
-            text_dim=32,
-            freq_dim=32,
-            ffn_dim=32,
-            num_layers=2,
-        )
+        transformer = self.transformer(diffusers)
         vae = diffusers.AutoencoderKLWan(
             base_dim=4,
             z_dim=4,
@@ -285,12 +408,51 @@ class WanCase(DiffusersCase):
         scheduler = diffusers.UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
         )
-        return diffusers.WanPipeline(  # by name: their order changed after diffusers 0.34
-            tokenizer=tokenizer,
-            text_encoder=t5_text_encoder(tokenizer, "UMT5"),
-            vae=vae.eval(),
-            scheduler=scheduler,
-            transformer=transformer.eval(),
+        parts = {
+            "tokenizer": tokenizer,
+            "text_encoder": t5_text_encoder(tokenizer, "UMT5"),
+            "vae": vae.eval(),
+            "scheduler": scheduler,
+            "transformer": transformer.eval(),
+        }
+        if self.boundary is not None:
+            parts |= {"transformer_2": self.transformer(diffusers).eval(), "boundary_ratio": self.boundary}
+            awaken(parts["transformer_2"])
+        return parts | (picture_encoder() if self.pipeline in self.sees_the_picture else {})
+
+    # what relatives differ in: the transformer's class, the channels of what it is given, the picture's embedding
+    classes: ClassVar = {
+        "WanVACEPipeline": "WanVACETransformer3DModel",
+        "ChronoEditPipeline": "ChronoEditTransformer3DModel",
+        "SkyReelsV2Pipeline": "SkyReelsV2Transformer3DModel",
+        "SkyReelsV2ImageToVideoPipeline": "SkyReelsV2Transformer3DModel",
+    }
+    alone: ClassVar = ("WanVACEPipeline", "LucyEditPipeline")
+    channels: ClassVar = {"WanImageToVideoPipeline": 12, "LucyEditPipeline": 8}
+    sees_the_picture: ClassVar = ("ChronoEditPipeline", "SkyReelsV2ImageToVideoPipeline")
+
+    def __init__(self, boundary: float | None = None, **options: Any) -> None:
+        """boundary: of the first of two transformers."""
+        super().__init__(**options)
+        self.boundary = boundary
+
+    def transformer(self, diffusers: ModuleType) -> nn.Module:
+        name = self.pipeline
+        further: dict[str, Any] = {"in_channels": self.channels.get(name, 4)}
+        if name == "WanVACEPipeline":
+            further["vace_layers"], further["vace_in_channels"] = [0], 72
+        if name in self.sees_the_picture:
+            further = {"in_channels": 12, "image_dim": 8}
+        return getattr(diffusers, self.classes.get(name, "WanTransformer3DModel"))(
+            patch_size=(1, 2, 2),
+            num_attention_heads=2,
+            attention_head_dim=12,
+            out_channels=4,
+            text_dim=32,
+            freq_dim=32,
+            ffn_dim=32,
+            num_layers=2,
+            **further,
         )
 
     def own_predictions(self, host: Any, prompts: list[str], seed: int) -> list[Tensor]:
@@ -332,8 +494,7 @@ class LTXCase(DiffusersCase):
     name = "diffusers-ltx"
     settings: ClassVar = {"num_frames": 17, "height": 64, "width": 64, "max_sequence_length": 16}
 
-    def build(self, diffusers: ModuleType) -> Any:
-        require_pipeline(diffusers, "LTXPipeline")
+    def parts(self, diffusers: ModuleType) -> dict[str, Any]:
         tokenizer = t5_tokenizer()
         transformer = diffusers.LTXVideoTransformer3DModel(
             in_channels=8,
@@ -354,13 +515,13 @@ class LTXCase(DiffusersCase):
         awaken(transformer)
         vae.latents_mean.normal_()
         vae.latents_std.uniform_(0.5, 2.0)
-        return diffusers.LTXPipeline(
-            diffusers.FlowMatchEulerDiscreteScheduler(),
-            vae.eval(),
-            t5_text_encoder(tokenizer),
-            tokenizer,
-            transformer.eval(),
-        )
+        return {
+            "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(),
+            "vae": vae.eval(),
+            "text_encoder": t5_text_encoder(tokenizer),
+            "tokenizer": tokenizer,
+            "transformer": transformer.eval(),
+        }
 
     def latents(self, host: Any, frames: Tensor) -> Tensor:
         return host._unpack_latents(frames, 3, 2, 2)

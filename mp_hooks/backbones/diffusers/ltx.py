@@ -49,15 +49,6 @@ class LTX(BatchedGuidance):
     def clip_frames(self, latents: Tensor) -> int:
         return (latents.shape[2] - 1) * self.host.vae_temporal_compression_ratio + 1
 
-    def combine(self, step: Step, unconditional: Tensor, conditional: Tensor) -> Tensor:
-        combined = super().combine(step, unconditional, conditional)
-        rescale = getattr(self.host, "guidance_rescale", 0.0)  # since diffusers 0.34
-        if rescale <= 0:
-            return combined
-        from diffusers.pipelines.ltx.pipeline_ltx import rescale_noise_cfg
-
-        return rescale_noise_cfg(combined, conditional, guidance_rescale=rescale)
-
     def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
         vae = self.host.vae
         latents = self.host._denormalize_latents(clean, vae.latents_mean, vae.latents_std, vae.config.scaling_factor)

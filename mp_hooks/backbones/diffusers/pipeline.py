@@ -104,8 +104,13 @@ class DiffusersPipeline(Adapter):
         return self.host.guidance_scale
 
     def combine(self, step: Step, unconditional: Tensor, conditional: Tensor) -> Tensor:
-        """Classifier-free guidance on the branches' outputs [b, c, t, h, w]."""
-        return unconditional + self.scale(step) * (conditional - unconditional)
+        """Classifier-free guidance on the branches' outputs [b, c, t, h, w], rescaled where the pipeline says so."""
+        combined = unconditional + self.scale(step) * (conditional - unconditional)
+        rescale = getattr(self.host, "guidance_rescale", 0.0)
+        if not rescale:
+            return combined
+        deviations = [values.flatten(1).std(1).view(-1, 1, 1, 1, 1) for values in (conditional, combined)]
+        return combined * (1 - rescale + rescale * deviations[0] / deviations[1])
 
     @property
     def do_classifier_free_guidance(self) -> bool:
