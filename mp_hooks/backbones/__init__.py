@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from mp_hooks.backbones.diffusers.unguided import reason
 from mp_hooks.errors import MotionPromptError, unknown_name
 
 if TYPE_CHECKING:
@@ -22,10 +23,25 @@ BACKBONES = {
     "lavie": "mp_hooks.backbones.inflated.lavie:LaVie",
     "animatediff": "mp_hooks.backbones.inflated.animatediff:AnimateDiff",
     "diffusers-animatediff": "mp_hooks.backbones.diffusers.animatediff:AnimateDiff",
+    "diffusers-animatediff-pag": "mp_hooks.backbones.diffusers.animatediff:AnimateDiffPAG",
+    "diffusers-i2vgen-xl": "mp_hooks.backbones.diffusers.text_to_video_sd:I2VGenXL",
     "diffusers-text-to-video-sd": "mp_hooks.backbones.diffusers.text_to_video_sd:TextToVideoSD",
     "diffusers-cogvideox": "mp_hooks.backbones.diffusers.cogvideox:CogVideoX",
     "diffusers-wan": "mp_hooks.backbones.diffusers.wan:Wan",
     "diffusers-ltx": "mp_hooks.backbones.diffusers.ltx:LTX",
+    "diffusers-ltx-condition": "mp_hooks.backbones.diffusers.ltx:LTXCondition",
+    "diffusers-hunyuan-video": "mp_hooks.backbones.diffusers.hunyuan:HunyuanVideo",
+    "diffusers-hunyuan-video15": "mp_hooks.backbones.diffusers.guiders:HunyuanVideo15",
+    "diffusers-motif-video": "mp_hooks.backbones.diffusers.guiders:MotifVideo",
+    "diffusers-mochi": "mp_hooks.backbones.diffusers.batched:Mochi",
+    "diffusers-allegro": "mp_hooks.backbones.diffusers.batched:Allegro",
+    "diffusers-latte": "mp_hooks.backbones.diffusers.batched:Latte",
+    "diffusers-sana-video": "mp_hooks.backbones.diffusers.batched:SanaVideo",
+    "diffusers-easyanimate": "mp_hooks.backbones.diffusers.batched:EasyAnimate",
+    "diffusers-kandinsky5": "mp_hooks.backbones.diffusers.kandinsky:Kandinsky5",
+    "diffusers-cosmos": "mp_hooks.backbones.diffusers.cosmos:Cosmos",
+    "diffusers-cosmos2": "mp_hooks.backbones.diffusers.cosmos:Cosmos2",
+    "diffusers-cosmos2.5": "mp_hooks.backbones.diffusers.cosmos:Cosmos25",
 }
 
 ADAPTER = "_motionprompt_adapter"  # where a patched host keeps its adapter, so that both are collected together
@@ -50,6 +66,9 @@ def adapter_for(host: Any) -> Adapter:
         candidate = adapter_class(name)
         if candidate.recognises(host):
             return candidate(host)
+    against = reason(host)
+    if against is not None:
+        raise MotionPromptError(f"MotionPrompt cannot guide {type(host).__name__}: {against}")
     raise MotionPromptError(
         f"no adapter knows {type(host).__module__}.{type(host).__qualname__}; there are adapters for: "
         f"{', '.join(BACKBONES)} (docs/porting.md tells how to write one)"

@@ -159,7 +159,7 @@ class RoomyTokenizer:
         first, last = (places[0], places[-1] + 1) if places else (0, 0)
         head = min(first + text.skip + (text.start is not None), last)
         ends = [] if text.end is None else (row[head:last] == text.end).nonzero().flatten().tolist()
-        end = head + ends[0] if ends else last
+        end = head + ends[-1] if ends else last  # in a template, those before are of other messages
         length = len(row) + (0 if fixed else count)
         lost = max(last - first + count - length, 0)
         if lost > end - head:

@@ -104,7 +104,7 @@ class HostCase(ABC):
 
     @abstractmethod
     def own_predictions(self, host: Any, prompts: list[str], seed: int) -> list[Tensor]:
-        """z0_hat [b, c, t, h, w] of every step as the host itself computes it in `sample`."""
+        """z0_hat [b, c, t, h, w] of every step as the host itself computes it in `sample`; t may lack given frames."""
 
     @abstractmethod
     def own_decode(self, host: Any, clean: Tensor) -> Tensor:

@@ -168,6 +168,7 @@ class ConformanceSuite:
         predictions = [clean for run in method.runs for clean in run.predictions]
         assert len(predictions) == len(expected)
         for ours, theirs in zip(predictions, expected, strict=True):
+            ours = ours[:, :, -theirs.shape[2] :]  # those in front may be given
             torch.testing.assert_close(ours, theirs.to(ours), rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
         # steps taken with the host's own conditioning change nothing but the rounding of a split batch
         torch.testing.assert_close(untouched, vanilla, rtol=1e-4, atol=1e-4 * float(vanilla.abs().max()))

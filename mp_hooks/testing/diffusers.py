@@ -89,13 +89,13 @@ def t5_text_encoder(tokenizer: Any, kind: str = "T5", width: int = 32) -> nn.Mod
     return getattr(transformers, kind + "EncoderModel")(config).eval()
 
 
-def picture_encoder() -> dict[str, Any]:
+def picture_encoder(width: int = 8) -> dict[str, Any]:
     """CLIP's, and the processor in front of it."""
     from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
     config = CLIPVisionConfig(
-        hidden_size=8,
-        projection_dim=8,
+        hidden_size=width,
+        projection_dim=width,
         intermediate_size=16,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -125,13 +125,16 @@ class DiffusersCase(HostCase):
     config = replace(HostCase.config, learning_rate=0.5)
     settings: ClassVar[dict[str, Any]]
     alone: ClassVar[tuple[str, ...]] = ()  # pipelines that take one prompt a call
+    rates: ClassVar[dict[str, float]] = {}  # of learning, where text does less to a pipeline
     clips: ClassVar[tuple[str, ...]] = ("video", "control_video", "conditioning_frames")  # arguments that take one
 
     def __init__(self, pipeline: str | None = None, **options: Any) -> None:
         self.options = options
-        if pipeline in self.alone:
-            self.prompts = PROMPTS[:1]
         self.pipeline = pipeline or getattr(backbones.adapter_class(self.name), "pipelines", ("",))[0]
+        if self.pipeline in self.alone:
+            self.prompts = PROMPTS[:1]
+        if self.pipeline in self.rates:
+            self.config = replace(self.config, learning_rate=self.rates[self.pipeline])
 
     def build(self, diffusers: ModuleType) -> Any:
         """The pipeline with random weights from the global generator."""
@@ -178,6 +181,20 @@ class DiffusersCase(HostCase):
     def everything(self, host: Any) -> list[nn.Module]:
         return [part for part in host.components.values() if isinstance(part, nn.Module)]
 
+    @contextmanager
+    def in_float64(self, host: Any) -> Iterator[None]:
+        """Also what pipelines make in float32 by name, or mix with their own latents."""
+        lerp, arange = torch.lerp, torch.arange
+
+        def of_one_type(first: Tensor, second: Tensor, weight: Any) -> Tensor:
+            return lerp(first, second.to(first.dtype), weight)
+
+        def wide(*args: Any, dtype: Any = None, **kwargs: Any) -> Tensor:
+            return arange(*args, dtype=torch.float64 if dtype is torch.float32 else dtype, **kwargs)
+
+        with swapped(torch, "lerp", of_one_type), swapped(torch, "arange", wide), super().in_float64(host):
+            yield
+
     def own_predictions(self, host: Any, prompts: list[str], seed: int) -> list[Tensor]:
         predictions: list[Tensor] = []
         step = host.scheduler.step
@@ -196,6 +213,15 @@ class AnimateDiffCase(DiffusersCase):
     """AnimateDiffPipeline; `scheduler` names the diffusers class."""
 
     name = "diffusers-animatediff"
+    alone: ClassVar = (
+        *("AnimateDiffControlNetPipeline", "AnimateDiffVideoToVideoPipeline"),
+        "AnimateDiffVideoToVideoControlNetPipeline",
+    )
+    rates: ClassVar = {
+        "AnimateDiffSDXLPipeline": 16.0,
+        "AnimateDiffSparseControlNetPipeline": 4.0,
+        "PIAPipeline": 4.0,
+    }
     config = replace(HostCase.config, learning_rate=0.2)
     settings: ClassVar = {"num_frames": 4, "height": 16, "width": 16}
 
@@ -276,6 +302,7 @@ class TextToVideoSDCase(DiffusersCase):
     """TextToVideoSDPipeline."""
 
     name = "diffusers-text-to-video-sd"
+    alone: ClassVar = ("VideoToVideoSDPipeline",)
     config = replace(HostCase.config, learning_rate=0.2)
     settings: ClassVar = {"num_frames": 4, "height": 16, "width": 16}
 
@@ -308,6 +335,39 @@ class TextToVideoSDCase(DiffusersCase):
         return host.decode_latents(clean)
 
 
+class AnimateDiffPAGCase(AnimateDiffCase):
+    """AnimateDiffPAGPipeline."""
+
+    name = "diffusers-animatediff-pag"
+
+    def parts(self, diffusers: ModuleType) -> dict[str, Any]:
+        return super().parts(diffusers) | {"pag_applied_layers": ["mid_block.*attn1", "down_blocks.0.*attn1"]}
+
+
+class I2VGenXLCase(TextToVideoSDCase):
+    """I2VGenXLPipeline with one picture and one prompt."""
+
+    name = "diffusers-i2vgen-xl"
+    alone: ClassVar = ("I2VGenXLPipeline",)
+
+    def parts(self, diffusers: ModuleType) -> dict[str, Any]:
+        unet = diffusers.I2VGenXLUNet(
+            sample_size=8,
+            block_out_channels=(32, 32),
+            down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+            up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+            layers_per_block=1,
+            norm_num_groups=8,
+            cross_attention_dim=32,
+            attention_head_dim=4,
+            num_attention_heads=2,
+        )
+        awaken(unet)
+        encoder = picture_encoder(width=32)
+        seen = {"image_encoder": encoder["image_encoder"], "feature_extractor": encoder["image_processor"]}
+        return super().parts(diffusers) | {"unet": unet.eval(), **seen}
+
+
 class CogVideoXCase(DiffusersCase):
     """CogVideoXPipeline with three latent frames, which decode to nine."""
 
@@ -338,14 +398,14 @@ class CogVideoXCase(DiffusersCase):
             "scheduler": scheduler,
         }
 
-    alone: ClassVar = ("CogVideoXFunControlPipeline", "ConsisIDPipeline")
-    joined: ClassVar = ("CogVideoXImageToVideoPipeline", *alone)
+    alone: ClassVar = ("CogVideoXImageToVideoPipeline", "CogVideoXFunControlPipeline", "ConsisIDPipeline")
+    rates: ClassVar = {"CogVideoXFunControlPipeline": 8.0, "ConsisIDPipeline": 8.0}
 
     def transformer(self, diffusers: ModuleType) -> nn.Module:
         settings = {
             "num_attention_heads": 4,
             "attention_head_dim": 8,
-            "in_channels": 8 if self.pipeline in self.joined else 4,
+            "in_channels": 8 if self.pipeline in self.alone else 4,
             "out_channels": 4,
             "time_embed_dim": 2,
             "text_embed_dim": 32,
@@ -488,10 +548,43 @@ class WanCase(DiffusersCase):
         return host.vae.decode(clean * deviation + mean).sample
 
 
-class LTXCase(DiffusersCase):
+class FlowMatchingCase(DiffusersCase):
+    """A pipeline with FlowMatchEulerDiscreteScheduler."""
+
+    def packed(self, host: Any, latents: Tensor) -> Tensor:
+        """What the scheduler steps, as [b, c, t, h, w]."""
+        return self.latents(host, latents)
+
+    def own_predictions(self, host: Any, prompts: list[str], seed: int) -> list[Tensor]:
+        """The scheduler tells none: a copy of it takes one Euler step over the whole remaining sigma."""
+        predictions: list[Tensor] = []
+        step = host.scheduler.step
+
+        def noted(output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
+            whole = copy.copy(host.scheduler)
+            whole.sigmas = whole.sigmas.clone()
+            whole.sigmas[whole.index_for_timestep(timestep) + 1] = 0.0
+            predictions.append(self.packed(host, type(whole).step(whole, output, timestep, sample)[0]))
+            return step(output, timestep, sample, **kwargs)
+
+        with swapped(host.scheduler, "step", noted):
+            self.sample(host, prompts, seed)
+        return predictions
+
+    def own_decode(self, host: Any, clean: Tensor) -> Tensor:
+        config = host.vae.config
+        scaled = clean / (config.get("scaling_factor") or 1.0)
+        if config.get("latents_mean") is not None:
+            mean, deviation = (torch.tensor(config[name]).to(clean) for name in ("latents_mean", "latents_std"))
+            scaled = scaled * deviation.view(1, -1, 1, 1, 1) + mean.view(1, -1, 1, 1, 1)
+        return host.vae.decode(scaled).sample
+
+
+class LTXCase(FlowMatchingCase):
     """LTXPipeline with three latent frames, which decode to seventeen."""
 
     name = "diffusers-ltx"
+    alone: ClassVar = ("LTXImageToVideoPipeline", "LTXConditionPipeline")
     settings: ClassVar = {"num_frames": 17, "height": 64, "width": 64, "max_sequence_length": 16}
 
     def parts(self, diffusers: ModuleType) -> dict[str, Any]:
@@ -524,24 +617,29 @@ class LTXCase(DiffusersCase):
         }
 
     def latents(self, host: Any, frames: Tensor) -> Tensor:
-        return host._unpack_latents(frames, 3, 2, 2)
-
-    def own_predictions(self, host: Any, prompts: list[str], seed: int) -> list[Tensor]:
-        """The scheduler tells none: a copy of it takes one Euler step over the whole remaining sigma."""
-        predictions: list[Tensor] = []
-        step = host.scheduler.step
-
-        def noted(output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
-            whole = copy.copy(host.scheduler)
-            whole.sigmas = whole.sigmas.clone()
-            whole.sigmas[whole.index_for_timestep(timestep) + 1] = 0.0
-            predictions.append(self.latents(host, type(whole).step(whole, output, timestep, sample)[0]))
-            return step(output, timestep, sample, **kwargs)
-
-        with swapped(host.scheduler, "step", noted):
-            self.sample(host, prompts, seed)
-        return predictions
+        return frames if frames.ndim == 5 else host._unpack_latents(frames, 3, 2, 2)
 
     def own_decode(self, host: Any, clean: Tensor) -> Tensor:
         mean, deviation = (part.view(1, -1, 1, 1, 1) for part in (host.vae.latents_mean, host.vae.latents_std))
         return host.vae.decode(clean * deviation + mean).sample
+
+
+class LTXConditionCase(LTXCase):
+    """LTXConditionPipeline: a picture at the first frame, some of whose noise is left."""
+
+    name = "diffusers-ltx-condition"
+    rates: ClassVar = {"LTXConditionPipeline": 2.0}
+
+    def own_predictions(self, host: Any, prompts: list[str], seed: int) -> list[Tensor]:
+        """Every token's own sigma is its own time step's."""
+        predictions: list[Tensor] = []
+        step = host.scheduler.step
+
+        def noted(output: Tensor, timestep: Any, sample: Tensor, per_token_timesteps: Tensor, **kwargs: Any) -> Any:
+            sigmas = per_token_timesteps.unsqueeze(-1) / host.scheduler.config.num_train_timesteps
+            predictions.append(self.latents(host, sample + sigmas * output))
+            return step(output, timestep, sample, per_token_timesteps=per_token_timesteps, **kwargs)
+
+        with swapped(host.scheduler, "step", noted):
+            self.sample(host, prompts, seed)
+        return predictions

@@ -26,7 +26,7 @@ class CogVideoX(BatchedGuidance):
     )
     channels_dimension = 2
     copies_argument = None  # its call sets the number to 1
-    attention_blocks = ("CogVideoXBlock",)
+    attention_blocks = ("CogVideoXBlock", "ConsisIDBlock")
 
     def unpack(self, value: Tensor, arguments: dict[str, Any]) -> Tensor:
         return value.transpose(1, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from mp_hooks.backbones.diffusers.pipeline import BatchedGuidance
 from mp_hooks.errors import MotionPromptError
-from mp_hooks.guidance import Step
+from mp_hooks.guidance import Step, full_precision
 
 
 class LTX(BatchedGuidance):
@@ -21,7 +22,7 @@ class LTX(BatchedGuidance):
     """
 
     name = "diffusers-ltx"
-    pipelines = ("LTXPipeline", "LTXImageToVideoPipeline", "LTXConditionPipeline")
+    pipelines = ("LTXPipeline", "LTXImageToVideoPipeline")
     mask_argument = "encoder_attention_mask"
     positive: ClassVar = {"encoder_hidden_states": 0, "encoder_attention_mask": 1}
     attention_blocks = ("LTXVideoTransformerBlock",)
@@ -46,6 +47,9 @@ class LTX(BatchedGuidance):
     def _patch(self) -> tuple[int, int]:
         return self.host.transformer_spatial_patch_size, self.host.transformer_temporal_patch_size
 
+    def given_frames(self, step: Step) -> int:
+        return 1 if "ImageToVideo" in type(self.host).__name__ else 0
+
     def clip_frames(self, latents: Tensor) -> int:
         return (latents.shape[2] - 1) * self.host.vae_temporal_compression_ratio + 1
 
@@ -57,3 +61,26 @@ class LTX(BatchedGuidance):
             timestep = torch.as_tensor(self.arguments["decode_timestep"], dtype=vae.dtype, device=clean.device)
             timestep = timestep.expand(len(clean))
         return vae.decode(latents.to(vae.dtype), timestep, return_dict=False)[0][:, :, list(frames)]
+
+
+class LTXCondition(LTX):
+    """Each token has a noise of its own, less where pictures and clips are given."""
+
+    name = "diffusers-ltx-condition"
+    pipelines = ("LTXConditionPipeline",)
+
+    def unpack(self, value: Tensor, arguments: dict[str, Any]) -> Tensor:
+        host, given = self.host, self.arguments
+        frames = (given["num_frames"] - 1) // host.vae_temporal_compression_ratio + 1
+        size = (given[side] // host.vae_spatial_compression_ratio for side in ("height", "width"))
+        shape = (frames, *size)
+        if value.shape[1] != math.prod(shape):
+            raise MotionPromptError("MotionPrompt knows pictures and clips given at the first frame only (frame_index=0)")
+        return host._unpack_latents(value, *shape, *self._patch)
+
+    def clean(self, step: Step, conditional: Tensor, unconditional: Tensor | None) -> Tensor:
+        output = conditional if unconditional is None else self.combine(step, unconditional, conditional)
+        latents, output = full_precision(step.latents), full_precision(output)
+        times = step.call.arguments.arguments["timestep"][: len(latents)] / 1000
+        noise = times.unsqueeze(-1).expand(-1, self.pack(latents).shape[1], latents.shape[1])
+        return latents - self.unpack(noise, {}) * output

@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mp_hooks.backbones.base import Adapter, Site
@@ -28,7 +29,8 @@ class Call:
 
     negative: the unconditional branch's text rows [b, l, d], None without classifier-free guidance. unconditional: that
     branch's output [b, c, t, h, w] once it is known. first: the frame of the clip that the latents begin with. kind:
-    the type of what the denoiser returned, tail: what it returned beside its prediction.
+    the type of what the denoiser returned, tail: what it returned beside its prediction, unused: channels of that
+    which the pipeline drops (a variance). branches: what further ones gave, by number, where a guider has any.
     """
 
     arguments: inspect.BoundArguments
@@ -37,6 +39,8 @@ class Call:
     first: int = 0
     kind: type = tuple
     tail: tuple[Any, ...] = ()
+    unused: int = 0
+    branches: dict[int, Tensor] = field(default_factory=dict)
 
 
 class DiffusersPipeline(Adapter):
@@ -81,7 +85,7 @@ class DiffusersPipeline(Adapter):
         """Text rows [b, l, d] as the denoiser's arguments."""
         if self.mask_argument is None:
             return {"encoder_hidden_states": rows}
-        return {"encoder_hidden_states": rows[..., :-1], self.mask_argument: rows[..., -1]}
+        return {"encoder_hidden_states": rows[..., :-1], self.mask_argument: rows[..., -1].detach()}
 
     def template_tokens(self) -> int:
         """Tokens of a template in front of the prompt."""
@@ -89,15 +93,36 @@ class DiffusersPipeline(Adapter):
 
     def branch_arguments(self, step: Step, rows: Tensor) -> dict[str, Any]:
         """What of the denoiser's arguments belongs to one branch: its text rows [b, l, d]."""
-        return self.text_arguments(rows.to(step.latents.dtype), step.latents.shape[2])
+        arguments = self.text_arguments(rows.to(step.latents.dtype), step.latents.shape[2])
+        given = step.call.arguments.arguments
+        if self.mask_argument is not None and not given[self.mask_argument].is_floating_point():
+            arguments[self.mask_argument] = arguments[self.mask_argument].to(given[self.mask_argument].dtype)
+        return arguments
 
     def clip_frames(self, latents: Tensor) -> int:
         """Frames of the clip that latents [b, c, t, h, w] decode to."""
         return (latents.shape[2] - 1) * self.host.vae_scale_factor_temporal + 1
 
-    def given_frames(self) -> int:
+    def given_frames(self, step: Step) -> int:
         """Latent frames in front that are given, not sampled: the picture of image-to-video."""
         return 0
+
+    def denormalised(self, clean: Tensor) -> Tensor:
+        """z0_hat [b, c, t, h, w] as the VAE decodes it."""
+        config = self.host.vae.config
+        scaled = clean / (config.get("scaling_factor") or 1)
+        if config.get("latents_mean") is None:
+            return scaled
+        mean, deviation = (
+            torch.tensor(config[name], dtype=clean.dtype, device=clean.device).view(1, -1, 1, 1, 1)
+            for name in ("latents_mean", "latents_std")
+        )
+        return scaled * deviation + mean
+
+    def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
+        """The whole clip is decoded, then the frames are taken: right for every VAE."""
+        latents = self.denormalised(clean).to(self.host.vae.dtype)
+        return self.host.vae.decode(latents, return_dict=False)[0][:, :, list(frames)]
 
     def scale(self, step: Step) -> float:
         """The guidance scale of this step."""
@@ -258,7 +283,7 @@ class DiffusersPipeline(Adapter):
 
     def in_float32(self, step: Step) -> Step:
         tensors = {"latents": full_precision(step.latents), "conditioning": full_precision(step.conditioning)}
-        return replace(step, **tensors, call=replace(step.call, unconditional=None))
+        return replace(step, **tensors, call=replace(step.call, unconditional=None, branches={}))
 
     @contextmanager
     def guided_step(self, step: Step) -> Iterator[None]:
@@ -273,7 +298,7 @@ class DiffusersPipeline(Adapter):
         """z0_hat [b, c, t, h, w] of the branches' outputs; None without classifier-free guidance."""
         output = conditional if unconditional is None else self.combine(step, unconditional, conditional)
         clean = clean_latents(self.host.scheduler, step.latents, output, step.timestep)
-        given = self.given_frames()
+        given = self.given_frames(step)
         return torch.cat([step.latents[:, :, :given].to(clean), clean[:, :, given:]], 2) if given else clean
 
     def unconditional(self, step: Step) -> Tensor:
@@ -296,8 +321,10 @@ class DiffusersPipeline(Adapter):
         call.arguments[self.latents_argument] = packed
         call.arguments.update(self.branch_arguments(step, rows))
         result = type(self.network)._call_impl(self.network, *call.args, **call.kwargs)  # neither hooked nor compiled
+        output = self.unpack(result[0], call.arguments)
         step.call.kind, step.call.tail = type(result), tuple(result[1:])
-        return self.unpack(result[0], call.arguments)
+        step.call.unused = output.shape[1] - step.latents.shape[1]
+        return output[:, : step.latents.shape[1]]
 
     def own_arguments(self, step: Step, rows: Tensor) -> dict[str, Any]:
         """What of the host's call's arguments is this branch's, beside text and latents."""
@@ -306,6 +333,7 @@ class DiffusersPipeline(Adapter):
     def returned(self, step: Step, output: Tensor) -> Any:
         """An output [b, c, t, h, w] in the form in which the denoiser returns its own."""
         kind = step.call.kind
+        output = F.pad(output, (0, 0) * 3 + (0, step.call.unused))
         return (self.pack(output), *step.call.tail) if kind is tuple else kind(sample=self.pack(output))
 
 
@@ -398,7 +426,7 @@ class BatchedGuidance(DiffusersPipeline):
         return self.returned(step, output)
 
     def clean_in(self, step: Step, result: Any) -> Tensor:
-        output = self.unpack(result[0], step.call.arguments.arguments)
+        output = self.unpack(result[0], step.call.arguments.arguments)[:, : step.latents.shape[1]]
         unconditional, conditional = output.chunk(2) if self.do_classifier_free_guidance else (None, output)
         return self.clean(step, conditional, unconditional)
 

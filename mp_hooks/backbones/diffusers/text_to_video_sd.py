@@ -1,4 +1,4 @@
-"""TextToVideoSDPipeline (ModelScope) and its video-to-video relative."""
+"""ModelScope's pipelines: text-to-video, its video-to-video relative, and I2VGen-XL."""
 
 from __future__ import annotations
 
@@ -20,3 +20,12 @@ class TextToVideoSD(SingleFrames):
 
     def scale(self, step: Step) -> float:
         return self.arguments["guidance_scale"]
+
+
+class I2VGenXL(SingleFrames):
+    """A picture beside the text; its own text encoding knows whether there is a negative branch."""
+
+    name = "diffusers-i2vgen-xl"
+    pipelines = ("I2VGenXLPipeline",)
+    denoiser = "unet"
+    latents_argument = "sample"

@@ -1,0 +1,95 @@
+"""Families that call their denoiser on both branches at once and differ in little else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from mp_hooks.backbones.diffusers.pipeline import BatchedGuidance, SingleFrames
+from mp_hooks.guidance import Step
+
+
+class Mochi(BatchedGuidance):
+    """A schedule that rises to the clean end, T5 with a mask."""
+
+    name = "diffusers-mochi"
+    pipelines = ("MochiPipeline",)
+    mask_argument = "encoder_attention_mask"
+    positive: ClassVar = {"encoder_hidden_states": 0, "encoder_attention_mask": 1}
+    attention_blocks = ("MochiTransformerBlock",)
+
+    def clip_frames(self, latents: Tensor) -> int:
+        return (latents.shape[2] - 1) * self.host.vae_temporal_scale_factor + 1
+
+
+class Allegro(BatchedGuidance):
+    """T5 with a mask, in rows that have a dimension more; every latent frame is four of the clip."""
+
+    name = "diffusers-allegro"
+    pipelines = ("AllegroPipeline",)
+    copies_argument = None  # its call sets the number to 1
+    mask_argument = "encoder_attention_mask"
+    positive: ClassVar = {"encoder_hidden_states": 0, "encoder_attention_mask": 1}
+    attention_blocks = ("AllegroTransformerBlock",)
+
+    def text_rows(self, arguments: dict[str, Any], frames: int) -> Tensor:
+        rows = arguments["encoder_hidden_states"]
+        return super().text_rows({**arguments, "encoder_hidden_states": rows.flatten(0, -3)}, frames)
+
+    def text_arguments(self, rows: Tensor, frames: int) -> dict[str, Any]:
+        arguments = super().text_arguments(rows, frames)
+        return {**arguments, "encoder_hidden_states": arguments["encoder_hidden_states"].unsqueeze(1)}
+
+    def clip_frames(self, latents: Tensor) -> int:
+        return latents.shape[2] * self.host.vae_scale_factor_temporal
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        return self.arguments["guidance_scale"] > 1
+
+
+class Latte(SingleFrames):
+    """T5, of whose rows a single prompt has no more than its own; a VAE of single frames."""
+
+    name = "diffusers-latte"
+    pipelines = ("LattePipeline",)
+    copies_argument = "num_images_per_prompt"
+    attention_blocks = ("BasicTransformerBlock",)
+
+    def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
+        return self.host.decode_latents(clean[:, :, list(frames)].to(self.host.vae.dtype), len(frames))
+
+    def sub_clip(self, step: Step, frames: range) -> Step | None:
+        return None  # its places in time are those of the whole clip
+
+
+class SanaVideo(BatchedGuidance):
+    """Gemma 2 with a mask, behind instructions; the VAE of Wan or of LTX-2."""
+
+    name = "diffusers-sana-video"
+    pipelines = ("SanaVideoPipeline", "SanaImageToVideoPipeline")
+    mask_argument = "encoder_attention_mask"
+    positive: ClassVar = {"encoder_hidden_states": 0, "encoder_attention_mask": 1}
+    attention_blocks = ("SanaVideoTransformerBlock",)
+
+    def template_tokens(self) -> int:
+        instructions = self.arguments["complex_human_instruction"]
+        return len(self.host.tokenizer.encode("\n".join(instructions))) if instructions else 0
+
+    def given_frames(self, step: Step) -> int:
+        return 1 if "ImageToVideo" in type(self.host).__name__ else 0
+
+
+class EasyAnimate(BatchedGuidance):
+    """Qwen2-VL in a chat template, without a mask for the denoiser."""
+
+    name = "diffusers-easyanimate"
+    pipelines = ("EasyAnimatePipeline", "EasyAnimateControlPipeline", "EasyAnimateInpaintPipeline")
+    copies_argument = "num_images_per_prompt"
+    prompt_end = "<|im_end|>"
+    attention_blocks = ("EasyAnimateTransformerBlock",)
+
+    def clip_frames(self, latents: Tensor) -> int:
+        return (latents.shape[2] - 1) * self.host.vae_temporal_compression_ratio + 1

@@ -1,0 +1,46 @@
+"""Video pipelines of diffusers that no adapter answers for, each with the reason, which using one gives as the error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+NO_TEXT = "it reads no text"
+DIFFERENT_NOISE = "its frames have noise levels of their own, kept in schedulers that the pipeline does not show"
+SOUND = "its text feeds picture and sound through connectors, and up to three more calls correct z0_hat"
+
+UNGUIDED = {
+    "StableVideoDiffusionPipeline": f"{NO_TEXT}: a picture is all that conditions it",
+    "LTXLatentUpsamplePipeline": f"{NO_TEXT}: it enlarges finished latents",
+    "LTX2LatentUpsamplePipeline": f"{NO_TEXT}: it enlarges finished latents",
+    "LTX2VideoDiffusionDecodePipeline": f"{NO_TEXT}: it decodes finished latents",
+    "Kandinsky6SRPipeline": "it enlarges a finished clip, whose motion is settled",
+    "TextToVideoZeroPipeline": "it warps one picture's latents by a motion that is given, and samples none",
+    "TextToVideoZeroSDXLPipeline": "it warps one picture's latents by a motion that is given, and samples none",
+    "AnyFlowPipeline": "it predicts the way from one noise level to another, from which no z0_hat follows",
+    "AnyFlowFARPipeline": "it predicts the way from one noise level to another, from which no z0_hat follows",
+    "SkyReelsV2DiffusionForcingPipeline": DIFFERENT_NOISE,
+    "SkyReelsV2DiffusionForcingImageToVideoPipeline": DIFFERENT_NOISE,
+    "SkyReelsV2DiffusionForcingVideoToVideoPipeline": DIFFERENT_NOISE,
+    "CosmosVideoToWorldPipeline": "its two branches see different noise on the frames that are given",
+    "Cosmos2_5_TransferPipeline": "its control network reads the text too, and samples chunks that go on from each other",
+    "Cosmos3OmniPipeline": "one transformer encodes its text and samples, so that text rows cannot be put in alone",
+    "Kandinsky6TI2VAPipeline": "its text feeds picture and sound, which are sampled together",
+    "LTX2Pipeline": SOUND,
+    "LTX2ImageToVideoPipeline": SOUND,
+    "LTX2ConditionPipeline": SOUND,
+    "LTX2InContextPipeline": SOUND,
+    "LTX2HDRPipeline": SOUND,
+    "LTX2DFRPipeline": SOUND,
+    "LTX2DFRTemporalRefinePipeline": "it adds frames to a finished clip, whose motion is settled",
+    "LTXI2VLongMultiPromptPipeline": "windows of the clip have prompts of their own, and overlap",
+    "SanaWMPipeline": "its camera path settles the motion, and a second model refines the clip",
+    "HeliosPipeline": "it samples sections from a history of the clip, some in a pyramid of sizes",
+    "HeliosPyramidPipeline": "it samples sections from a history of the clip, in a pyramid of sizes",
+    "WanAnimatePipeline": "a driving video settles the motion",
+}
+
+
+def reason(host: Any) -> str | None:
+    """Why the class of `host`, or one it comes from, is not guided; None where nothing is known against it."""
+    names = [base.__name__ for base in type(host).__mro__ if base.__module__.startswith("diffusers.")]
+    return next((UNGUIDED[name] for name in names if name in UNGUIDED), None)
