@@ -163,7 +163,9 @@ class RoomyTokenizer:
         length = len(row) + (0 if fixed else count)
         lost = max(last - first + count - length, 0)
         if lost > end - head:
-            raise MotionPromptError(f"{count} learnable tokens do not fit the host's text context of {length}; use fewer")
+            raise MotionPromptError(
+                f"{count} learnable tokens do not fit the host's text context of {length}; use fewer"
+            )
         self._report["lost"] = max(self._report["lost"], lost)
         prompt = list(range(head, end - lost))
         slots = [SLOT] * count

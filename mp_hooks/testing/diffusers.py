@@ -125,7 +125,7 @@ class DiffusersCase(HostCase):
     config = replace(HostCase.config, learning_rate=0.5)
     settings: ClassVar[dict[str, Any]]
     alone: ClassVar[tuple[str, ...]] = ()  # pipelines that take one prompt a call
-    rates: ClassVar[dict[str, float]] = {}  # of learning, where text does less to a pipeline
+    guidance: ClassVar[dict[str, dict[str, Any]]] = {}  # the kit's configuration, where text does less to a pipeline
     clips: ClassVar[tuple[str, ...]] = ("video", "control_video", "conditioning_frames")  # arguments that take one
 
     def __init__(self, pipeline: str | None = None, **options: Any) -> None:
@@ -133,8 +133,7 @@ class DiffusersCase(HostCase):
         self.pipeline = pipeline or getattr(backbones.adapter_class(self.name), "pipelines", ("",))[0]
         if self.pipeline in self.alone:
             self.prompts = PROMPTS[:1]
-        if self.pipeline in self.rates:
-            self.config = replace(self.config, learning_rate=self.rates[self.pipeline])
+        self.config = replace(self.config, **self.guidance.get(self.pipeline, {}))
 
     def build(self, diffusers: ModuleType) -> Any:
         """The pipeline with random weights from the global generator."""
@@ -187,7 +186,7 @@ class DiffusersCase(HostCase):
         lerp, arange = torch.lerp, torch.arange
 
         def of_one_type(first: Tensor, second: Tensor, weight: Any) -> Tensor:
-            return lerp(first, second.to(first.dtype), weight)
+            return lerp(first.double(), second.double(), weight)
 
         def wide(*args: Any, dtype: Any = None, **kwargs: Any) -> Tensor:
             return arange(*args, dtype=torch.float64 if dtype is torch.float32 else dtype, **kwargs)
@@ -217,10 +216,11 @@ class AnimateDiffCase(DiffusersCase):
         *("AnimateDiffControlNetPipeline", "AnimateDiffVideoToVideoPipeline"),
         "AnimateDiffVideoToVideoControlNetPipeline",
     )
-    rates: ClassVar = {
-        "AnimateDiffSDXLPipeline": 16.0,
-        "AnimateDiffSparseControlNetPipeline": 4.0,
-        "PIAPipeline": 4.0,
+    throughout: ClassVar = {"tokens": 8, "start": 0.0, "stop": 1.0, "iterations": 1}
+    guidance: ClassVar = {
+        "AnimateDiffSDXLPipeline": {"learning_rate": 1.0, **throughout},
+        "AnimateDiffSparseControlNetPipeline": {"learning_rate": 0.15, **throughout},
+        "PIAPipeline": {"learning_rate": 0.15, **throughout},
     }
     config = replace(HostCase.config, learning_rate=0.2)
     settings: ClassVar = {"num_frames": 4, "height": 16, "width": 16}
@@ -303,6 +303,7 @@ class TextToVideoSDCase(DiffusersCase):
 
     name = "diffusers-text-to-video-sd"
     alone: ClassVar = ("VideoToVideoSDPipeline",)
+    guidance: ClassVar = {"VideoToVideoSDPipeline": {"learning_rate": 0.1}}
     config = replace(HostCase.config, learning_rate=0.2)
     settings: ClassVar = {"num_frames": 4, "height": 16, "width": 16}
 
@@ -339,6 +340,7 @@ class AnimateDiffPAGCase(AnimateDiffCase):
     """AnimateDiffPAGPipeline."""
 
     name = "diffusers-animatediff-pag"
+    config = replace(AnimateDiffCase.config, learning_rate=1.0)
 
     def parts(self, diffusers: ModuleType) -> dict[str, Any]:
         return super().parts(diffusers) | {"pag_applied_layers": ["mid_block.*attn1", "down_blocks.0.*attn1"]}
@@ -348,6 +350,8 @@ class I2VGenXLCase(TextToVideoSDCase):
     """I2VGenXLPipeline with one picture and one prompt."""
 
     name = "diffusers-i2vgen-xl"
+    guidance: ClassVar = {"I2VGenXLPipeline": {"learning_rate": 4.0}}
+    settings: ClassVar = {**TextToVideoSDCase.settings, "clip_skip": None}
     alone: ClassVar = ("I2VGenXLPipeline",)
 
     def parts(self, diffusers: ModuleType) -> dict[str, Any]:
@@ -399,7 +403,10 @@ class CogVideoXCase(DiffusersCase):
         }
 
     alone: ClassVar = ("CogVideoXImageToVideoPipeline", "CogVideoXFunControlPipeline", "ConsisIDPipeline")
-    rates: ClassVar = {"CogVideoXFunControlPipeline": 8.0, "ConsisIDPipeline": 8.0}
+    guidance: ClassVar = {
+        "CogVideoXFunControlPipeline": {"learning_rate": 8.0},
+        "ConsisIDPipeline": {"learning_rate": 8.0},
+    }
 
     def transformer(self, diffusers: ModuleType) -> nn.Module:
         settings = {
@@ -449,7 +456,10 @@ class WanCase(DiffusersCase):
     """WanPipeline with three latent frames, which decode to nine."""
 
     name = "diffusers-wan"
-    settings: ClassVar = {"num_frames": 9, "height": 64, "width": 64, "max_sequence_length": 16}
+    settings: ClassVar = {
+        **{"num_frames": 9, "height": 64, "width": 64, "max_sequence_length": 16},
+        "num_latent_frames_per_chunk": 3,
+    }
 
     def parts(self, diffusers: ModuleType) -> dict[str, Any]:
         require("ftfy", extra="diffusers")
@@ -478,6 +488,8 @@ class WanCase(DiffusersCase):
         if self.boundary is not None:
             parts |= {"transformer_2": self.transformer(diffusers).eval(), "boundary_ratio": self.boundary}
             awaken(parts["transformer_2"])
+        if self.pipeline == "HeliosPipeline":
+            parts["scheduler"] = diffusers.HeliosScheduler(stages=1, stage_range=[0, 1])
         return parts | (picture_encoder() if self.pipeline in self.sees_the_picture else {})
 
     # what relatives differ in: the transformer's class, the channels of what it is given, the picture's embedding
@@ -486,6 +498,7 @@ class WanCase(DiffusersCase):
         "ChronoEditPipeline": "ChronoEditTransformer3DModel",
         "SkyReelsV2Pipeline": "SkyReelsV2Transformer3DModel",
         "SkyReelsV2ImageToVideoPipeline": "SkyReelsV2Transformer3DModel",
+        "HeliosPipeline": "HeliosTransformer3DModel",
     }
     alone: ClassVar = ("WanVACEPipeline", "LucyEditPipeline")
     channels: ClassVar = {"WanImageToVideoPipeline": 12, "LucyEditPipeline": 8}
@@ -496,11 +509,16 @@ class WanCase(DiffusersCase):
         super().__init__(**options)
         self.boundary = boundary
 
+    def inputs(self, taken: Sequence[str]) -> dict[str, Any]:
+        return {} if self.pipeline == "HeliosPipeline" else super().inputs(taken)  # which can do without a picture
+
     def transformer(self, diffusers: ModuleType) -> nn.Module:
         name = self.pipeline
         further: dict[str, Any] = {"in_channels": self.channels.get(name, 4)}
         if name == "WanVACEPipeline":
             further["vace_layers"], further["vace_in_channels"] = [0], 72
+        if name == "HeliosPipeline":
+            further["rope_dim"] = (4, 4, 4)
         if name in self.sees_the_picture:
             further = {"in_channels": 12, "image_dim": 8}
         return getattr(diffusers, self.classes.get(name, "WanTransformer3DModel"))(
@@ -533,6 +551,10 @@ class WanCase(DiffusersCase):
         from diffusers import FlowMatchEulerDiscreteScheduler
 
         own = host.scheduler
+        if self.pipeline == "HeliosPipeline":
+            with super().in_float64(host):
+                yield
+            return
         host.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
         try:
             with super().in_float64(host):
@@ -563,7 +585,7 @@ class FlowMatchingCase(DiffusersCase):
         def noted(output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
             whole = copy.copy(host.scheduler)
             whole.sigmas = whole.sigmas.clone()
-            whole.sigmas[whole.index_for_timestep(timestep) + 1] = 0.0
+            whole.sigmas[whole.index_for_timestep(timestep) + 1] = float(bool(whole.config.get("invert_sigmas")))
             predictions.append(self.packed(host, type(whole).step(whole, output, timestep, sample)[0]))
             return step(output, timestep, sample, **kwargs)
 
@@ -628,7 +650,7 @@ class LTXConditionCase(LTXCase):
     """LTXConditionPipeline: a picture at the first frame, some of whose noise is left."""
 
     name = "diffusers-ltx-condition"
-    rates: ClassVar = {"LTXConditionPipeline": 2.0}
+    guidance: ClassVar = {"LTXConditionPipeline": {"learning_rate": 8.0}}
 
     def own_predictions(self, host: Any, prompts: list[str], seed: int) -> list[Tensor]:
         """Every token's own sigma is its own time step's."""

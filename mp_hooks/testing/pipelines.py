@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -29,7 +30,9 @@ CHAT = """{% for message in messages %}<|im_start|>{{ message.role }}
 {% endif %}"""
 
 
-def chat_tokenizer(length: int = 48, special: Sequence[str] = ("<|im_start|>", "<|im_end|>"), side: str = "right") -> Any:
+def chat_tokenizer(
+    length: int = 48, special: Sequence[str] = ("<|im_start|>", "<|im_end|>"), side: str = "right"
+) -> Any:
     """A language model's conventions on the test's own words: a chat template, nothing added to a text."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -101,6 +104,7 @@ class HunyuanVideoCase(FlowMatchingCase):
     """HunyuanVideoPipeline with three latent frames, which decode to nine."""
 
     name = "diffusers-hunyuan-video"
+    config = replace(FlowMatchingCase.config, learning_rate=100.0)
     alone: ClassVar = (
         *("HunyuanVideoImageToVideoPipeline", "HunyuanSkyreelsImageToVideoPipeline"),
         "HunyuanVideoFramepackPipeline",
@@ -178,8 +182,8 @@ class HunyuanVideo15Case(FlowMatchingCase):
     """HunyuanVideo15Pipeline with five latent frames, which decode to nine."""
 
     name = "diffusers-hunyuan-video15"
+    config = replace(FlowMatchingCase.config, learning_rate=8.0)
     alone: ClassVar = ("HunyuanVideo15ImageToVideoPipeline",)
-    rates: ClassVar = {"HunyuanVideo15ImageToVideoPipeline": 8.0}
     settings: ClassVar = {"num_frames": 9, "height": 32, "width": 32}
 
     def __init__(self, guider: str = "ClassifierFreeGuidance", guiding: dict[str, Any] | None = None, **options: Any):
@@ -277,6 +281,7 @@ class MotifVideoCase(FlowMatchingCase):
     """MotifVideoPipeline with three latent frames, which decode to nine."""
 
     name = "diffusers-motif-video"
+    config = replace(FlowMatchingCase.config, learning_rate=2.0)
     alone: ClassVar = ("MotifVideoImage2VideoPipeline",)
     settings: ClassVar = {"num_frames": 9, "height": 64, "width": 64, "max_sequence_length": 16}
 
@@ -313,6 +318,7 @@ class MochiCase(FlowMatchingCase):
     """MochiPipeline with three latent frames, which decode to thirteen."""
 
     name = "diffusers-mochi"
+    config = replace(FlowMatchingCase.config, learning_rate=0.1)
     settings: ClassVar = {"num_frames": 13, "height": 32, "width": 32, "max_sequence_length": 16}
 
     def parts(self, diffusers: ModuleType) -> dict[str, Any]:
@@ -400,6 +406,7 @@ class LatteCase(DiffusersCase):
         tokenizer = t5_tokenizer(length=120)
         transformer = diffusers.LatteTransformer3DModel(
             sample_size=8,
+            video_length=4,
             num_layers=1,
             patch_size=2,
             attention_head_dim=8,
@@ -480,15 +487,15 @@ class EasyAnimateCase(FlowMatchingCase):
     """EasyAnimatePipeline with two latent frames, which decode to five."""
 
     name = "diffusers-easyanimate"
+    config = replace(FlowMatchingCase.config, learning_rate=16.0)
     settings: ClassVar = {"num_frames": 5, "height": 64, "width": 64, "negative_prompt": ["else", "else"]}
 
     def parts(self, diffusers: ModuleType) -> dict[str, Any]:
         tokenizer = chat_tokenizer(length=256)
-        joined = {"EasyAnimateControlPipeline": 12, "EasyAnimateInpaintPipeline": 9}
         transformer = diffusers.EasyAnimateTransformer3DModel(
             num_attention_heads=2,
             attention_head_dim=16,
-            in_channels=joined.get(self.pipeline, 4),
+            in_channels=9 if self.pipeline == "EasyAnimateInpaintPipeline" else 4,
             out_channels=4,
             time_embed_dim=2,
             text_embed_dim=32,
@@ -584,6 +591,10 @@ class Kandinsky5Case(FlowMatchingCase):
             "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
         }
 
+    def inputs(self, taken: Sequence[str]) -> dict[str, Any]:
+        """With a picture the pipeline evens out the first four latent frames, and needs more."""
+        return super().inputs(taken) | ({"num_frames": 17} if "image" in taken else {})
+
     def latents(self, host: Any, frames: Tensor) -> Tensor:
         return frames.permute(0, 4, 1, 2, 3)
 
@@ -649,6 +660,8 @@ class CosmosCase(FlowMatchingCase):
             scaling_factor=1.0,
             spatial_compression_ratio=4,
             temporal_compression_ratio=4,
+            latents_mean=None,
+            latents_std=None,
         )
         transformer = cosmos_transformer(diffusers)
         awaken(transformer)

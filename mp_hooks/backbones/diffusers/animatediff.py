@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mp_hooks.backbones.diffusers.pipeline import Call, SingleFrames
-from mp_hooks.guidance import Step
+from mp_hooks.guidance import Host, Step
 from mp_hooks.hooks import Hooks
 
 
@@ -97,8 +97,4 @@ class AnimateDiffPAG(AnimateDiff):
     def step_with(self, step: Step, conditioning: Tensor) -> Any:
         return self.returned(step, self.whole(step, conditioning))
 
-    def clean_in(self, step: Step, result: Any) -> None:
-        return None
-
-    def sub_clip(self, step: Step, frames: range) -> None:
-        return None
+    clean_in, sub_clip = Host.clean_in, Host.sub_clip  # no part of a batch of all branches

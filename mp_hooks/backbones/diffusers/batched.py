@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from mp_hooks.backbones.diffusers.pipeline import BatchedGuidance, SingleFrames
-from mp_hooks.guidance import Step
+from mp_hooks.guidance import Host, Step
 
 
 class Mochi(BatchedGuidance):
@@ -61,8 +61,7 @@ class Latte(SingleFrames):
     def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
         return self.host.decode_latents(clean[:, :, list(frames)].to(self.host.vae.dtype), len(frames))
 
-    def sub_clip(self, step: Step, frames: range) -> Step | None:
-        return None  # its places in time are those of the whole clip
+    sub_clip = Host.sub_clip  # none: places in time are those of the whole clip
 
 
 class SanaVideo(BatchedGuidance):
@@ -86,7 +85,7 @@ class EasyAnimate(BatchedGuidance):
     """Qwen2-VL in a chat template, without a mask for the denoiser."""
 
     name = "diffusers-easyanimate"
-    pipelines = ("EasyAnimatePipeline", "EasyAnimateControlPipeline", "EasyAnimateInpaintPipeline")
+    pipelines = ("EasyAnimatePipeline", "EasyAnimateInpaintPipeline")
     copies_argument = "num_images_per_prompt"
     prompt_end = "<|im_end|>"
     attention_blocks = ("EasyAnimateTransformerBlock",)

@@ -75,7 +75,9 @@ class LTXCondition(LTX):
         size = (given[side] // host.vae_spatial_compression_ratio for side in ("height", "width"))
         shape = (frames, *size)
         if value.shape[1] != math.prod(shape):
-            raise MotionPromptError("MotionPrompt knows pictures and clips given at the first frame only (frame_index=0)")
+            raise MotionPromptError(
+                "MotionPrompt knows pictures and clips given at the first frame only (frame_index=0)"
+            )
         return host._unpack_latents(value, *shape, *self._patch)
 
     def clean(self, step: Step, conditional: Tensor, unconditional: Tensor | None) -> Tensor:

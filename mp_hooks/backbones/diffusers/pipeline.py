@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -122,7 +123,7 @@ class DiffusersPipeline(Adapter):
     def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
         """The whole clip is decoded, then the frames are taken: right for every VAE."""
         latents = self.denormalised(clean).to(self.host.vae.dtype)
-        return self.host.vae.decode(latents, return_dict=False)[0][:, :, list(frames)]
+        return self.host.vae.decode(latents).sample[:, :, list(frames)]
 
     def scale(self, step: Step) -> float:
         """The guidance scale of this step."""
@@ -161,6 +162,7 @@ class DiffusersPipeline(Adapter):
         return call_site(getattr(self.host, self.denoiser))
 
     def begin(self) -> None:
+        self._first = sys.maxsize  # step of the schedule that this sampling begins with
         self._encoding: inspect.BoundArguments | None = None
         self._encoded: list[Any] = []  # what encode_prompt gave the pipeline
 
@@ -257,11 +259,12 @@ class DiffusersPipeline(Adapter):
         """The step of this call, from the conditional branch's latents [b, c, t, h, w] and text rows [b, l, d]."""
         timestep = float(self.timestep(call.arguments.arguments))
         index, total = schedule_step(self.host.scheduler, timestep)
+        self._first = min(self._first, index)  # video-to-video begins later in the schedule
         return Step(
             latents=latents,
             conditioning=rows,
-            index=index,
-            total=total,
+            index=index - self._first,
+            total=total - self._first,
             timestep=timestep,
             frames=self.clip_frames(latents),
             call=call,

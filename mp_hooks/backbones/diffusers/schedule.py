@@ -157,5 +157,6 @@ LEVELS: dict[str, Callable[[Any, float], tuple[float, float]]] = {
     "FlowMatchHeunDiscreteScheduler": _of_flow,
     "FlowMatchLCMScheduler": _of_flow,
     "LTXEulerAncestralRFScheduler": _of_flow,
+    "HeliosScheduler": _of_flow,
     "EDMEulerScheduler": _of_edm,
 }

@@ -25,6 +25,7 @@ UNGUIDED = {
     "Cosmos2_5_TransferPipeline": "its control network reads the text too, and samples chunks that go on from each other",
     "Cosmos3OmniPipeline": "one transformer encodes its text and samples, so that text rows cannot be put in alone",
     "Kandinsky6TI2VAPipeline": "its text feeds picture and sound, which are sampled together",
+    "EasyAnimateControlPipeline": "its call of its own encode_prompt fails in diffusers 0.42 (text_encoder_index)",
     "LTX2Pipeline": SOUND,
     "LTX2ImageToVideoPipeline": SOUND,
     "LTX2ConditionPipeline": SOUND,
@@ -34,8 +35,7 @@ UNGUIDED = {
     "LTX2DFRTemporalRefinePipeline": "it adds frames to a finished clip, whose motion is settled",
     "LTXI2VLongMultiPromptPipeline": "windows of the clip have prompts of their own, and overlap",
     "SanaWMPipeline": "its camera path settles the motion, and a second model refines the clip",
-    "HeliosPipeline": "it samples sections from a history of the clip, some in a pyramid of sizes",
-    "HeliosPyramidPipeline": "it samples sections from a history of the clip, in a pyramid of sizes",
+    "HeliosPyramidPipeline": "it samples in a pyramid of sizes, and adds noise between them",
     "WanAnimatePipeline": "a driving video settles the motion",
 }
 

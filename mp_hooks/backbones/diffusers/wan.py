@@ -15,16 +15,21 @@ class Wan(SeparateGuidance):
     """Flow matching, UMT5 with a mask, a causal VAE.
 
     The VAE decodes latent frames one after the other: what is decoded is the shortest prefix that holds the frames
-    asked for. Wan 2.2 has a second transformer for the steps of little noise.
+    asked for. Wan 2.2 has a second transformer for the steps of little noise. Helios samples one section of the clip after the
+    other: each has a guided window of its own.
     """
 
     name = "diffusers-wan"
     pipelines = (
         *("WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline", "WanVACEPipeline"),
         *("LucyEditPipeline", "ChronoEditPipeline", "SkyReelsV2Pipeline", "SkyReelsV2ImageToVideoPipeline"),
+        "HeliosPipeline",
     )
     second = "transformer_2"
-    attention_blocks = ("WanTransformerBlock", "WanVACETransformerBlock", "SkyReelsV2TransformerBlock")
+    attention_blocks = (
+        *("WanTransformerBlock", "WanVACETransformerBlock", "SkyReelsV2TransformerBlock"),
+        "HeliosTransformerBlock",
+    )
 
     def scale(self, step: Step) -> float:
         return self.host._guidance_scale_2 if self._active == self.second else self.host.guidance_scale
