@@ -75,7 +75,7 @@ def at_a_guided_step(case: HostCase, host: Any, config: MotionPromptConfig, look
 
 def gradient(run: Run, step: Step) -> Tensor:
     """Of one update, with respect to the tokens."""
-    pairs = Pairs(torch.tensor([[0, 1]]), torch.zeros(1))
+    pairs = Pairs(torch.tensor([[0, 1]]), torch.zeros(1, 2))
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         tokens = run.tokens.detach().requires_grad_()
         return run.optimizer.gradient(step, tokens, pairs, 1.0)[1]

@@ -48,7 +48,6 @@ def _cost(args: argparse.Namespace) -> int:
     from mp_hooks.errors import MotionPromptError
     from mp_hooks.guidance.memory import POLICIES
     from mp_hooks.lab import mini
-    from mp_hooks.lab.cost.hosts import MEASURED_ONLY
 
     if args.name == "mini":
         args.mp_config = args.mp_config or mini.GUIDANCE
@@ -62,10 +61,7 @@ def _cost(args: argparse.Namespace) -> int:
         raise MotionPromptError("torch finds no GPU here; leave --device out to count alone")
     policies = list(POLICIES) if config.checkpointing == "auto" else [config.checkpointing]
     warnings.filterwarnings("ignore", category=UserWarning)  # of fake tensors that have no address
-    if args.name not in MEASURED_ONLY:
-        _counted(args, config, policies)
-    elif not args.device:
-        raise MotionPromptError(f"{args.name} is measured, not counted: give --device cuda")
+    _counted(args, config, policies)
     if args.device:
         _timed(args, config, policies)
     if args.measure:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,13 @@ class Anchor:
 
 
 class Host(ABC):
-    """The model that samples, as guidance sees it. Each answer comes from the host's own code."""
+    """The model that samples, as guidance sees it. Each answer comes from the host's own code.
+
+    view: side of the square of z0_hat, in latents, that each pair is decoded in, where whole frames would need too much
+    memory; None where they do not.
+    """
+
+    view: ClassVar[int | None] = None
 
     # --- text
 

@@ -102,20 +102,29 @@ class TokenOptimizer:
 
     def draw_pairs(self, step: Step) -> Pairs:
         """Random frame pairs (i, j) for an update."""
-        config = self.config
-        return draw_pairs(step.frames, config.pairs, config.min_interval, config.max_interval, self.generator)
+        config, view = self.config, self.host.view is not None
+        return draw_pairs(step.frames, config.pairs, config.min_interval, config.max_interval, self.generator, view)
 
     def loss(self, step: Step, tokens: Tensor, pairs: Pairs) -> Loss:
         """l_total at these pairs: z0_hat under c(T), the pairs' frames decoded, their flow, what is made of it."""
         clean = full_precision(self.host.predict_clean(step, self.encode(tokens)))
         if step.anchor is not None:
             clean = step.anchor(clean)
-        wanted = sorted({frame for pair in pairs.frames.tolist() for frame in pair})
-        decode = self.decoder.to(clean.device) if self.decoder else self.host.decode
         with torch.autocast(clean.device.type, enabled=False):
-            frames = full_precision(decode(clean, wanted)).transpose(1, 2)  # [b, n, 3, h, w]
-            first, second = (frames[:, [wanted.index(frame) for frame in side]] for side in pairs.frames.T.tolist())
-            return self.objective(first, second, tokens, self.initial, pairs.crops)
+            return self.objective(*self.pixels(clean, pairs), tokens, self.initial, pairs.crops[:, 0])
+
+    def pixels(self, clean: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """The pairs' earlier and later frames in [-1, 1], each [b, p, 3, h, w]; what the host's view shows of them."""
+        decode = self.decoder.to(clean.device) if self.decoder else self.host.decode
+        if self.host.view is not None:
+            views = [view_of(clean, self.host.view, crop) for crop in pairs.crops.tolist()]
+            both = map(decode, views, pairs.frames.tolist())
+            first, second = torch.stack([full_precision(frames) for frames in both], 1).unbind(3)
+            return first, second
+        wanted = sorted({frame for pair in pairs.frames.tolist() for frame in pair})
+        frames = full_precision(decode(clean, wanted)).transpose(1, 2)  # [b, n, 3, h, w]
+        first, second = (frames[:, [wanted.index(frame) for frame in side]] for side in pairs.frames.T.tolist())
+        return first, second
 
     def gradient(self, step: Step, tokens: Tensor, pairs: Pairs, scale: float) -> tuple[Loss, Tensor, Tensor]:
         """The loss at these pairs, and the gradients of its motion terms and of its regulariser, each [b, n, d].
@@ -170,3 +179,13 @@ class TokenOptimizer:
         if self.before is not None and step.index - self.before[0] in (0, 1):  # 0: the second call of one step
             part = replace(part, anchor=Anchor(self.before[1][:, :, first : first + part.frames]))
         return part, first
+
+
+def view_of(clean: Tensor, side: int, place: Sequence[float]) -> Tensor:
+    """A square of z0_hat, of `side` latents or the frame's height or width where that is less, at one of its places.
+
+    [b, c, t, h, w] -> [b, c, t, s, s]. place: how far down and across in [0, 1); if uniform, every place is as likely.
+    """
+    side = min(side, *clean.shape[-2:])
+    top, left = (int(part * (size - side + 1)) for part, size in zip(place, clean.shape[-2:], strict=True))
+    return clean[..., top : top + side, left : left + side]

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from mp_hooks.backbones.diffusers.pipeline import BatchedGuidance
+from mp_hooks.backbones.diffusers.causal import warmed
+from mp_hooks.backbones.diffusers.pipeline import BatchedGuidance, uncompiled
 from mp_hooks.backbones.diffusers.text import t5_text
 from mp_hooks.guidance import Step
 from mp_hooks.guidance.tokens import TextInput
@@ -18,13 +19,16 @@ class CogVideoX(BatchedGuidance):
     """Latents [b, t, c, h, w], v-prediction from zero SNR, T5 without a mask, a causal VAE.
 
     The VAE decodes chunks of latent frames one after the other, each knowing the ones before. What is decoded is
-    therefore the shortest prefix that holds the frames asked for and is cut into the same chunks.
+    therefore the shortest prefix that holds the frames asked for and is cut into the same chunks, without a gradient to
+    chunks before them.
     """
 
     name = "diffusers-cogvideox"
     pipeline = "CogVideoXPipeline"
     copies_argument = None  # its call sets the number to 1
-    attention_blocks = ("CogVideoXBlock",)
+    attention_blocks = ("CogVideoXBlock", "T5Block")
+    other_blocks = ("CogVideoXResnetBlock3D",)
+    view = 32
 
     def unpack(self, value: Tensor, arguments: dict[str, Any]) -> Tensor:
         return value.transpose(1, 2)
@@ -59,9 +63,12 @@ class CogVideoX(BatchedGuidance):
         clean = clean[:, :, self._padding(clean) :]
         total, factor = clean.shape[2], self.host.vae_scale_factor_temporal
         needed = -(-max(frames) // factor) + 1
-        needed += (total - needed) % 2  # the first of the chunks of two holds one more where their number is odd
-        decoded = self.host.decode_latents(clean[:, :, :needed].transpose(1, 2).to(self.host.vae.dtype))
-        return decoded[:, :, list(frames)]
+        odd = total % 2
+        needed += (odd - needed) % 2  # the first of the chunks of two holds one more where their number is odd
+        first = max((min(frames) - odd) // (2 * factor), 0)  # of the chunks
+        latents = clean[:, :, :needed].transpose(1, 2).to(self.host.vae.dtype)
+        with warmed(uncompiled(self.host.vae).decoder, pieces=max(needed // 2, 1), first=first):
+            return self.host.decode_latents(latents)[:, :, list(frames)]
 
     def _padding(self, latents: Tensor) -> int:
         """Latent frames in front that CogVideoX 1.5 adds to fill its patches and drops before decoding."""
