@@ -72,12 +72,17 @@ def _cost(args: argparse.Namespace) -> int:
 def _counted(args: argparse.Namespace, config: MotionPromptConfig, policies: list[str]) -> None:
     from dataclasses import replace
 
+    from mp_hooks.guidance.memory import SUB_CLIP
+    from mp_hooks.guidance.run import SUB_CLIP_FRAMES
     from mp_hooks.lab.cost import cost, full_size
 
     parts = {}
+    if config.checkpointing == "auto" and config.subclip is None:
+        policies = [*policies, SUB_CLIP]  # what `auto` comes to at last
     for number, policy in enumerate(policies):
         with full_size(args.name, args.repo) as full:
-            counted = cost(full, replace(config, checkpointing=policy))
+            last = {"checkpointing": "all", "subclip": SUB_CLIP_FRAMES}
+            counted = cost(full, replace(config, **(last if policy == SUB_CLIP else {"checkpointing": policy})))
             shape = "x".join(map(str, full.latents[1:]))
         if number == 0:
             print(
@@ -87,8 +92,9 @@ def _counted(args: argparse.Namespace, config: MotionPromptConfig, policies: lis
             print(f"{'a run':36}{'TFLOP':>16}{'peak GiB of a step':>24}{'of the run':>20}")
             _run("without guidance", counted, False)
             parts = {"a step without guidance": counted.plain, "decoding the clip": counted.decode}
-        _run(f"guided, checkpointing {policy}", counted, True)
-        parts[f"a guided step, checkpointing {policy}"] = counted.guided
+        kept = "sub-clip" if policy == SUB_CLIP else f"checkpointing {policy}"
+        _run(f"guided, {kept}", counted, True)
+        parts[f"a guided step, {kept}"] = counted.guided
     print(f"\nof every peak {_gibi(counted.weights)} GiB are the host's weights, which are left out below")
     for what, count in sorted(parts.items(), key=lambda part: -part[1].total):
         _show(what, count)

@@ -92,8 +92,15 @@ class Host(ABC):
         """z0_hat [b, c, t, h, w] of the whole clip, in what the host's step returned; None where it is not told."""
         return None
 
+    def latent_frames(self, frames: int) -> int:
+        """Latent frames that the first `frames` of a clip lie in."""
+        return frames
+
     def sub_clip(self, step: Step, frames: range) -> Step | None:
-        """The same step of these frames alone, branches without T the whole clip's; None where no part can be had."""
+        """The same step of these latent frames alone, as a clip; None where no part can be had.
+
+        Branches without T are the whole clip's.
+        """
         return None
 
     def in_float32(self, step: Step) -> Step:

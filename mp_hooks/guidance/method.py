@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mp_hooks.config import OPTIMIZERS, MotionPromptConfig
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.guidance.contract import Anchor, Host, Step
+from mp_hooks.guidance.decoder import TinyDecoder
 from mp_hooks.guidance.numerics import LossScale, full_precision, runs_in_float16
 from mp_hooks.guidance.objective import Loss, Objective
 from mp_hooks.guidance.outcome import Outcome
@@ -54,7 +55,7 @@ class TokenOptimizer:
         self,
         config: MotionPromptConfig,
         objective: Objective,
-        decoder: nn.Module | None,
+        decoder: TinyDecoder | None,
         host: Host,
         prompts: Sequence[str],
         outcome: Outcome,
@@ -107,6 +108,9 @@ class TokenOptimizer:
 
     def loss(self, step: Step, tokens: Tensor, pairs: Pairs) -> Loss:
         """l_total at these pairs: z0_hat under c(T), the pairs' frames decoded, their flow, what is made of it."""
+        if self.decoder is not None and not self.decoder.fits(step):
+            self.decoder = None
+            warnings.warn("the tiny decoder does not know this host's latents: its own decoder is taken", stacklevel=2)
         clean = full_precision(self.host.predict_clean(step, self.encode(tokens)))
         if step.anchor is not None:
             clean = step.anchor(clean)
@@ -170,15 +174,16 @@ class TokenOptimizer:
         """What the updates look at, a random part of the clip if so configured, and its first frame."""
         if self.sub_clip is None or self.sub_clip >= step.frames:
             return step, 0
-        first = draw_place(step.frames, self.sub_clip, self.generator)
-        part = self.host.sub_clip(step, range(first, first + self.sub_clip))
+        total, length = step.latents.shape[2], self.host.latent_frames(self.sub_clip)
+        place = draw_place(total, length, self.generator)
+        part = self.host.sub_clip(step, range(place, place + length)) if length < total else None
         if part is None:
             self.sub_clip = None
             warnings.warn("no part of this clip can be had alone: subclip has no effect here", stacklevel=2)
             return step, 0
         if self.before is not None and step.index - self.before[0] in (0, 1):  # 0: the second call of one step
-            part = replace(part, anchor=Anchor(self.before[1][:, :, first : first + part.frames]))
-        return part, first
+            part = replace(part, anchor=Anchor(self.before[1][:, :, place : place + length]))
+        return part, place * (step.frames - part.frames) // (total - length)
 
 
 def view_of(clean: Tensor, side: int, place: Sequence[float]) -> Tensor:

@@ -52,13 +52,13 @@ def draw_pairs(
 
 
 def draw_place(frames: int, length: int, generator: torch.Generator) -> int:
-    """First frame of a random part of `length` of a clip's frames.
+    """First frame of a random part of `length` of a clip's frames, or of its latent frames.
 
     Uniform over all places at which the part shares two frames with the clip, then pushed inside: the first and last
     frames would seldom be looked at otherwise.
     """
     place = int(torch.randint(2 - length, frames - 1, (1,), generator=generator))
-    return min(max(place, 0), frames - length)
+    return max(min(place, frames - length), 0)
 
 
 def _ceil(value: float) -> int:

@@ -29,12 +29,29 @@ class CogVideoX(BatchedGuidance):
     attention_blocks = ("CogVideoXBlock", "T5Block")
     other_blocks = ("CogVideoXResnetBlock3D",)
     view = 32
+    parts = True  # a part is a shorter clip: its places in time count from its own first frame
 
     def unpack(self, value: Tensor, arguments: dict[str, Any]) -> Tensor:
         return value.transpose(1, 2)
 
     def pack(self, latents: Tensor) -> Tensor:
         return latents.transpose(1, 2)
+
+    def sub_clip(self, step: Step, frames: range) -> Step | None:
+        """None for CogVideoX 1.5, whose patches hold several latent frames."""
+        return super().sub_clip(step, frames) if self.network.config.get("patch_size_t") is None else None
+
+    def branch_arguments(self, step: Step, rows: Tensor) -> dict[str, Any]:
+        own, places = super().branch_arguments(step, rows), step.call.arguments.arguments.get("image_rotary_emb")
+        if places is not None and self.network.config.get("patch_size_t") is None:
+            frames, height, width = step.latents.shape[2:]
+            patches = frames * (height // self._patch) * (width // self._patch)
+            own["image_rotary_emb"] = tuple(each[:patches] for each in places)
+        return own
+
+    @property
+    def _patch(self) -> int:
+        return self.network.config.patch_size
 
     @property
     def do_classifier_free_guidance(self) -> bool:

@@ -32,6 +32,7 @@ class LTX(BatchedGuidance):
     attention_blocks = ("LTXVideoTransformerBlock", "T5Block")
     other_blocks = ("LTXVideoResnetBlock3d",)
     view = 32
+    parts = True  # positions are relative
 
     def prompts(self, call: dict[str, Any]) -> list[str] | None:
         prompts = super().prompts(call)
@@ -58,6 +59,12 @@ class LTX(BatchedGuidance):
 
     def text_arguments(self, rows: Tensor, frames: int) -> dict[str, Tensor]:
         return {"encoder_hidden_states": rows[..., :-1], "encoder_attention_mask": rows[..., -1]}
+
+    def branch_arguments(self, step: Step, rows: Tensor) -> dict[str, Any]:
+        return super().branch_arguments(step, rows) | {"num_frames": step.latents.shape[2]}
+
+    def latent_frames(self, frames: int) -> int:
+        return -(-(frames - 1) // self.host.vae_temporal_compression_ratio) + 1
 
     def clip_frames(self, latents: Tensor) -> int:
         return (latents.shape[2] - 1) * self.host.vae_temporal_compression_ratio + 1

@@ -32,6 +32,7 @@ class Wan(DiffusersPipeline):
     attention_blocks = ("WanTransformerBlock", "UMT5Block")
     other_blocks = ()  # the VAE's change their cache: not to be computed twice
     view = 28
+    parts = True  # positions are relative
 
     def begin(self) -> None:
         self._conditional = False
@@ -67,6 +68,18 @@ class Wan(DiffusersPipeline):
     def step_with(self, step: Step, conditioning: Tensor) -> Any:
         self._step = step
         return self.returned(step, self.branch(step, conditioning))
+
+    def branch_arguments(self, step: Step, rows: Tensor) -> dict[str, Any]:
+        own, timestep = super().branch_arguments(step, rows), step.call.arguments.arguments["timestep"]
+        if timestep.ndim == 2:  # one a patch (Wan 2.2's 5B model), alike in all frames
+            _, high, wide = self.network.config.patch_size
+            frames, height, width = step.latents.shape[2:]
+            own["timestep"] = timestep[:, : frames * (height // high) * (width // wide)]
+        return own
+
+    def clean_in(self, step: Step, result: Any) -> Tensor:
+        unconditional = self.unconditional(step) if self.do_classifier_free_guidance else None
+        return self.clean(step, self.unpack(result[0], step.call.arguments.arguments), unconditional)
 
     @property
     def text(self) -> TextInput:
