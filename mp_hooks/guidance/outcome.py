@@ -24,7 +24,7 @@ class Outcome:
 
     steps: that the host took. guided: of them, with optimised tokens. unguided: those that should have been, by reason.
     updates: of single samples' tokens; of them, skipped were not finite, and still had no gradient from the motion
-    terms. lost: words of the prompt that made room.
+    terms. lost: words of the prompt that made room. half: whether updates that were to be in float32 were not.
     """
 
     steps: int = 0
@@ -34,6 +34,7 @@ class Outcome:
     skipped: int = 0
     still: int = 0
     lost: int = 0
+    half: bool = False
 
     def count_updates(self, samples: int, *, skipped: int, still: int) -> None:
         """Count one update of `samples` samples' tokens."""
@@ -79,4 +80,9 @@ class Outcome:
             told.append(f"{self.skipped} token updates were not finite and were skipped")
         if self.still:
             told.append(f"{self.still} of {self.updates} token updates had no gradient of the motion terms")
+        if self.half:
+            told.append(
+                "updates were computed in half precision, in which gradients may point elsewhere, as weights are "
+                "quantised or offloaded layer by layer; offload whole models instead (enable_model_cpu_offload)"
+            )
         return told

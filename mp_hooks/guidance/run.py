@@ -26,6 +26,7 @@ from mp_hooks.guidance.numerics import (
     all_finite,
     deterministic,
     eager,
+    fixed,
     frozen,
     full_float32,
     full_precision,
@@ -195,6 +196,7 @@ class Run:
                 break
             self._tell(f"out of memory at guided step {step.index}; from now on: {stricter}")
             self.method.trace.write("tightened", run=self.number, step=step.index, to=stricter)
+            self._look_at_what_fits(step)
         self._ended = reason == OUT_OF_MEMORY
         self.outcome.unguided[reason] += 1
         self.method.trace.write("unguided", run=self.number, step=step.index, reason=reason)
@@ -207,10 +209,7 @@ class Run:
             with self.host.guided_step(step), frozen(modules), eager(modules):
                 if not self.text_is_known(step):
                     return None, OTHER_TEXT
-                policy = self.method.economy.policy(self.host, step, lambda: self._rehearse(step))
-                if self.method.economy.asks_sub_clip(self.host, step):
-                    self.optimizer.sub_clip = self.optimizer.sub_clip or SUB_CLIP_FRAMES
-                with checkpointed(self.host.blocks(), policy):
+                with checkpointed(self.host.blocks(), self._policy(step)):
                     result = self.host.step_with(step, self.conditioning(step))
             return (result, "") if self.is_finite(result) else (None, NOT_FINITE)
         except Exception as error:
@@ -220,22 +219,40 @@ class Run:
         torch.cuda.empty_cache()
         return None, OUT_OF_MEMORY
 
+    def _policy(self, step: Step) -> str:
+        """Which blocks are computed again; where that does not suffice, updates look at a sub-clip."""
+        before = self.optimizer.sub_clip
+        policy = self.method.economy.policy(self.host, step, lambda: self._rehearse(step))
+        self._look_at_what_fits(step)
+        if self.optimizer.sub_clip != before:
+            self._tell(f"memory does not suffice for the clip at guided step {step.index}: updates look at a sub-clip")
+        return policy
+
+    def _look_at_what_fits(self, step: Step) -> None:
+        if self.method.economy.asks_sub_clip(self.host, step):
+            self.optimizer.sub_clip = self.optimizer.sub_clip or SUB_CLIP_FRAMES
+
     @contextmanager
     def _precision(self, step: Step) -> Iterator[Step]:
         """The step as updates compute it: its VAE in float32, and all else if so configured, or if it is bfloat16.
 
-        Gradients in bfloat16, unlike those in float16, are often not near those in float32 (docs/hosts.md).
+        Gradients in bfloat16, unlike those in float16, are often not near those in float32 (docs/hosts.md). Weights
+        that come and go with each layer's call, or are quantised, stay what they are.
         """
         bfloat16 = step.latents.dtype == torch.bfloat16
-        if self.config.precision == "float32" or (self.config.precision == "auto" and bfloat16):
+        wanted = self.config.precision == "float32" or (self.config.precision == "auto" and bfloat16)
+        unchanged = {module for module in self.host.modules() if fixed(module)}
+        self.outcome.half = self.outcome.half or (wanted and bool(unchanged))
+        if wanted and not unchanged:
+            blocks = [block for kind in self.host.blocks().values() for block in kind]
             with (
-                weights_in_float32(*self.host.modules()),
+                weights_in_float32(*self.host.modules(), blocks=blocks),
                 full_float32(),
                 torch.autocast(step.latents.device.type, enabled=False),
             ):
                 yield self.host.in_float32(step)
         else:
-            with weights_in_float32(self.host.vae()), full_float32():
+            with weights_in_float32(*({self.host.vae()} - unchanged)), full_float32():
                 yield step
 
     def _rehearse(self, step: Step) -> None:
