@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # what is this small only waits on more threads, and cannot be forked
+os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here needs the hub, and what asks for it all the same is not to wait
 
 import pytest
 import torch
