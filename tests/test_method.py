@@ -163,7 +163,9 @@ def test_descent_is_measured_on_the_same_pairs_and_changes_nothing(pipe: Any, tm
     latents, method = guided(pipe, measured)
     assert_same_guidance(latents, quiet)
     records = [record for record in read_trace(tmp_path / "trace.jsonl") if record["event"] == "descent"]
-    fell = sum(after < before for record in records for before, after in zip(record["before"], record["after"]))
+    fell = sum(
+        after < before for record in records for before, after in zip(record["before"], record["after"], strict=True)
+    )
     assert (method.runs[0].outcome.compared, method.runs[0].outcome.fell) == (4, fell)
 
 

@@ -1,4 +1,4 @@
-"""Does the optimiser descend? In how many guided steps the loss on fixed frame pairs falls, on the mini model and hosts.
+"""Does the optimiser descend? In how many guided steps the loss on fixed frame pairs falls, on every host.
 
 `python -m mp_hooks.lab.experiments.descent mini lavie --mp-relative-rate 0.1` prints a line each; without names all:
 tiny random instances of every host that can be built here. Random networks tell whether steps are of a sound size, not
