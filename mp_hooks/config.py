@@ -61,7 +61,7 @@ class MotionPromptConfig:
     min_interval: int = _option(1, "least distance of a pair, in frames", at_least=1)
     max_interval: int = _option(3, "greatest distance of a pair, in frames", at_least=1)
     optimizer: str = _option("adam", "optimiser of the tokens, fresh at each guided step", choices=OPTIMIZERS)
-    relative_rate: float = _option(0.3, "learning rate, in units of the initial embedding's RMS", at_least=0)
+    relative_rate: float = _option(0.1, "learning rate, in units of the initial embedding's RMS", at_least=0)
     learning_rate: float | None = _option(
         None, "learning rate in the embedding's own numbers, as older files have it, in place of that", at_least=0
     )

@@ -54,16 +54,16 @@ def _write_chunk(model: str, out: Path, chunk: int, source: str, steps: Sequence
     share = 1.0 if source == "faults" else FAULT_SHARE
     scenes = sample_scenes(CHUNK, torch.Generator().manual_seed(SEED + chunk), share, held_out=None)
     scenes.words[:, 1] = False  # no quality word: the model itself decides whether a fault appears
-    real = _encoded(pipe, draw(scenes.without_faults()))
+    real = encoded(pipe, draw(scenes.without_faults()))
     # Drawn clips pass the autoencoder, so that its blur does not give the classes away; guidance sees no compression.
     if source == "faults":
-        pairs = {"": (pipe.decode_latents(real), pipe.decode_latents(_encoded(pipe, draw(scenes))))}
+        pairs = {"": (pipe.decode_latents(real), pipe.decode_latents(encoded(pipe, draw(scenes))))}
     elif source == "samples":
-        pairs = {"": (pipe.decode_latents(real), _sampled(pipe, captions(scenes), chunk)[0])}
+        pairs = {"": (pipe.decode_latents(real), sampled(pipe, captions(scenes), SEED + CHUNK * chunk)[0])}
     else:
         generator = torch.Generator().manual_seed(SEED + chunk)
-        noisy = {step: _predicted(pipe, real, captions(scenes), step, generator) for step in steps}
-        predictions = _sampled(pipe, captions(scenes), chunk)[1]
+        noisy = {step: predicted(pipe, real, captions(scenes), step, generator) for step in steps}
+        predictions = sampled(pipe, captions(scenes), SEED + CHUNK * chunk)[1]
         pairs = {f"-{step:02d}": tuple(map(pipe.decode_latents, (noisy[step], predictions[step]))) for step in steps}
     for suffix, videos in pairs.items():
         for name, batch in zip(("real", FOLDERS[source]), videos, strict=True):
@@ -73,7 +73,7 @@ def _write_chunk(model: str, out: Path, chunk: int, source: str, steps: Sequence
                 )
 
 
-def _encoded(pipe: AnimateDiffPipeline, videos: Tensor) -> Tensor:
+def encoded(pipe: AnimateDiffPipeline, videos: Tensor) -> Tensor:
     """Latents [b, c, t, h, w] of videos [b, 3, t, h, w]."""
     return (
         pipe.vae.encode(videos.transpose(1, 2).flatten(0, 1))
@@ -82,8 +82,8 @@ def _encoded(pipe: AnimateDiffPipeline, videos: Tensor) -> Tensor:
     )
 
 
-def _sampled(pipe: AnimateDiffPipeline, prompts: Sequence[str], chunk: int) -> tuple[Tensor, list[Tensor]]:
-    """Clips of the prompts, and z0_hat at every step of their sampling."""
+def sampled(pipe: AnimateDiffPipeline, prompts: Sequence[str], seed: int) -> tuple[Tensor, list[Tensor]]:
+    """Clips of the prompts, of seeds from `seed` on, and z0_hat at every step of their sampling."""
     predictions: list[Tensor] = []
 
     def noted(original: Callable[..., Any], *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
@@ -94,7 +94,7 @@ def _sampled(pipe: AnimateDiffPipeline, prompts: Sequence[str], chunk: int) -> t
     hooks = Hooks()
     hooks.wrap(pipe.scheduler, "step", noted)
     try:
-        videos = sample(prompts, range(SEED + CHUNK * chunk, SEED + CHUNK * (chunk + 1)), pipe=pipe)
+        videos = sample(prompts, range(seed, seed + len(prompts)), pipe=pipe)
     finally:
         hooks.remove()
     return videos, predictions
@@ -109,7 +109,7 @@ def _write_index(out: Path) -> None:
             rows.writerow([clip.relative_to(out), clip.parent.name, clip.stem.split("-")[1]])
 
 
-def _predicted(
+def predicted(
     pipe: AnimateDiffPipeline, latents: Tensor, prompts: Sequence[str], step: int, generator: torch.Generator
 ) -> Tensor:
     """z0_hat [b, c, t, h, w] of clean latents that carry as much noise as a sampling at `step`."""
