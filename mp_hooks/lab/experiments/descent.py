@@ -26,8 +26,8 @@ from mp_hooks.lab.experiments.paired import Experiment
 from mp_hooks.testing import CASES, tiny
 
 MINI = "mini"
-CLIPS, SEED, STEPS = 8, 31, 12  # of the mini model
-SAMPLINGS = 3  # of two prompts, by a tiny host
+CLIPS, SEED, STEPS = 6, 901, 10  # of the mini model
+SAMPLINGS = 2  # of two prompts, by a tiny host
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from tqdm import tqdm
 from mp_hooks.discriminator import FlowDiscriminator
 from mp_hooks.discriminator.evaluation import auc
 from mp_hooks.errors import exits_cleanly
-from mp_hooks.flow import FlowEstimator, load_flow
-from mp_hooks.lab.metrics.comparison import compare, rank_correlation
+from mp_hooks.flow import load_flow
+from mp_hooks.lab.metrics import clip_logits, compare, rank_correlation
 from mp_hooks.lab.mini.clips import STEADY, captions, draw, sample_scenes
 from mp_hooks.lab.mini.evaluate import flicker
 from mp_hooks.lab.mini.model import DISCRIMINATOR, PACKAGED, load_pipeline
@@ -28,13 +28,6 @@ from mp_hooks.lab.mini.train_discriminator import CHUNK, encoded, predicted, sam
 
 SEED = 800_000  # far from the seeds of training and of experiments
 STEPS = [4, 8, 11, 14, 17, 20, 23]  # of 25
-
-
-@torch.no_grad()
-def scores(model: FlowDiscriminator, flow: FlowEstimator, videos: Tensor) -> Tensor:
-    """Mean logit of the neighbouring pairs of each clip, [b] of videos [b, 3, t, h, w]."""
-    first, second = (part.transpose(1, 2).flatten(0, 1) for part in (videos[:, :, :-1], videos[:, :, 1:]))
-    return model(flow(first, second)).view(len(videos), -1).mean(1)
 
 
 @torch.no_grad()
@@ -59,7 +52,7 @@ def evaluate(folder: Path, model: Path, clips: int, seed: int, steps: Sequence[i
                 shown[f"{name} {step}"] = pipe.decode_latents(predicted(pipe, latents, prompts, step, noise))
         shown |= {f"samples {step}": pipe.decode_latents(predictions[step]) for step in steps}
         for name, batch in shown.items():
-            parts.setdefault(name, []).append(scores(discriminator, flow, batch))
+            parts.setdefault(name, []).append(clip_logits(batch, discriminator, flow))
         for name, batch in {**decoded, "samples": videos}.items():
             parts.setdefault(f"flicker of {name}", []).append(flicker(batch))
             jerks = torch.tensor([jerk(track_object(video).path) for video in batch])
