@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,6 +46,27 @@ class Update:
     seconds: float
 
 
+FIXED_PAIRS = 4  # on which the loss before and after a step's updates is compared
+
+
+@dataclass(frozen=True)
+class Descent:
+    """The total loss [b] on `FIXED_PAIRS` frame pairs, the same at every guided step, before and after its updates."""
+
+    step: Step
+    before: Tensor
+    after: Tensor
+
+    def record(self) -> dict[str, Any]:
+        """For the trace; lists hold a value per sample."""
+        return {
+            "step": self.step.index,
+            "timestep": self.step.timestep,
+            "before": self.before.tolist(),
+            "after": self.after.tolist(),
+        }
+
+
 class TokenOptimizer:
     """The learnable tokens of one sampling, T [b, n, d], carried from step to step, and how a guided step moves them.
 
@@ -69,14 +91,21 @@ class TokenOptimizer:
             raise MotionPromptError(f"init_word '{config.init_word}' is nothing to the host's tokenizer; give a word")
         self.initial = initial_tokens(self._text, word, config.tokens)
         self.tokens = self.initial.expand(len(prompts), -1, -1).clone()
+        # embeddings of one model are a hundred times another's, and Adam moves each coordinate by about the rate
+        size = float(self.initial.square().mean().sqrt())
+        self.rate = config.relative_rate * size if config.learning_rate is None else config.learning_rate
         self.seed = host.noise_seed() if config.seed is None else config.seed
         self.generator = torch.Generator().manual_seed(self.seed)
 
-    def optimise(self, step: Step, record: Callable[[Update], None]) -> None:
-        """K updates of T at z_t: a fresh optimiser each step, T carried over. Each update is handed to `record`."""
+    def optimise(self, step: Step, record: Callable[[Update], None]) -> Descent | None:
+        """K updates of T at z_t: a fresh optimiser each step, T carried over. Each update is handed to `record`.
+
+        Returns how the loss on fixed pairs fell, where the configuration asks for it: two more forward passes.
+        """
         tokens = self.tokens.detach().requires_grad_()
-        optimizer = getattr(torch.optim, OPTIMIZERS[self.config.optimizer])([tokens], lr=self.config.learning_rate)
+        optimizer = getattr(torch.optim, OPTIMIZERS[self.config.optimizer])([tokens], lr=self.rate)
         step, first = self.looked_at(step)
+        loss_before = self.fixed_loss(step) if self.config.descent else None
         for iteration in range(self.config.iterations):
             began = time.perf_counter()
             before = tokens.detach().clone()
@@ -87,6 +116,14 @@ class TokenOptimizer:
             after, seconds = tokens.detach().clone(), time.perf_counter() - began
             record(Update(iteration, step, first, pairs, before, after, loss, motion + pull, moved, scale, seconds))
         self.tokens = tokens.detach()
+        return None if loss_before is None else Descent(step, loss_before, self.fixed_loss(step))
+
+    def fixed_loss(self, step: Step) -> Tensor:
+        """The total loss [b] of T as it is, on pairs that are the same at every step."""
+        config, generator = self.config, torch.Generator().manual_seed(self.seed)
+        pairs = draw_pairs(step.frames, FIXED_PAIRS, config.min_interval, config.max_interval, generator)
+        with torch.no_grad():
+            return self.loss(step, self.tokens, pairs).total
 
     def encode(self, tokens: Tensor) -> Tensor:
         """c(T) = text_encoder(P + S), the rows of S being T."""

@@ -155,7 +155,10 @@ class Run:
         optimizer.tokens, optimizer.initial = optimizer.tokens.to(device), optimizer.initial.to(device)
         with random_state_kept(device), deterministic(self.config.deterministic):
             with self._precision(step) as precise, saved_as_they_are(), torch.enable_grad():
-                optimizer.optimise(precise, self.record)
+                descent = optimizer.optimise(precise, self.record)
+            if descent is not None:
+                self.method.trace.write("descent", run=self.number, **descent.record())
+                self.outcome.count_descent(descent.before, descent.after)
             with torch.no_grad():
                 conditioning = optimizer.encode(optimizer.tokens).to(step.conditioning)
         # never hand the host a NaN: such a sample is stepped with its own prompt
