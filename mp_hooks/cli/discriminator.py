@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING
 from mp_hooks.cli.arguments import positive
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mp_hooks.discriminator import FlowDiscriminator
+    from mp_hooks.discriminator.data import FlowData
+
+FALL_CLIPS, FALL_PAIRS = 100, 4  # of which `eval` asks what corruptions do to them; each takes nine flows a pair
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -23,11 +28,12 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     _add_videos(train)
     train.add_argument("--out", type=Path, required=True, help="its folder, with card, report and checkpoints")
     train.add_argument("--resume", action="store_true", help="continue the run in --out")
-    train.add_argument("--by-source", action="store_true", help="also train with each generated source left out")
     _add_training(train)
     train.set_defaults(run=_train)
 
-    evaluate = commands.add_parser("eval", help="accuracy and AUC of a discriminator on two folders of videos")
+    evaluate = commands.add_parser(
+        "eval", help="AUC by source, what faults do to the score, what its gradient asks for"
+    )
     evaluate.add_argument(
         "model", type=Path, metavar="MODEL", help="folder of the discriminator, OWNER/NAME on the hub, or 'default'"
     )
@@ -49,9 +55,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     _add_training(confounds)
     confounds.set_defaults(run=_confounds)
 
-    cross = commands.add_parser("cross", help="discriminators trained on each generated source, tested on every other")
+    cross = commands.add_parser("cross", help="tests on generators and collections not trained on, against two floors")
     _add_videos(cross)
-    cross.add_argument("--out", type=Path, required=True, help="folder for the table, its drawing and the flow")
+    cross.add_argument("--out", type=Path, required=True, help="folder for the tables and the flow")
     _add_training(cross)
     cross.set_defaults(run=_cross)
 
@@ -167,21 +173,13 @@ def _train(args: argparse.Namespace) -> int:
     from mp_hooks.discriminator.train import train
     from mp_hooks.processes import processes
 
-    report = train(
-        args.real, args.fake, args.out, **_configurations(args), by_source=args.by_source, resume=args.resume
-    )
+    report = train(args.real, args.fake, args.out, **_configurations(args), resume=args.resume)
     if processes().rank:  # one process speaks
         return 0
     print(f"held out by video: {Score(**report['by_video'])}")
     print(f"regression on mean flow and total variation: {Score(**report['by_video_floor'])}")
     print(f"regression on their ratio: {Score(**report['by_video_scale_free_floor'])}")
     print(f"held out by video: {Gain(**report['gain_by_video'])}")
-    for name, score in report.get("by_source", {}).items():
-        print(f"{name} left out: {Score(**score)}")
-        print(f"{name} left out, regression: {Score(**report['by_source_floor'][name])}")
-    if args.by_source:
-        print(f"held out by source, mean: {Gain(**report['gain_by_source'])}")
-        print(f"the rigidity of the flow alone: {Gain(**report['gain_by_source_rigidity'])}")
     print(f"before calibration, {Usefulness(**report['uncalibrated'])}")
     print(f"at temperature {report['temperature']:.2f}, {Usefulness(**report['usefulness'])}")
     print(f"discriminator and model card in {args.out}")
@@ -196,8 +194,19 @@ def _load(model: Path) -> FlowDiscriminator:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from mp_hooks.discriminator.data import settings_of, split_by_video
-    from mp_hooks.discriminator.evaluation import calibrate, gain, logits_of, right_by, score, trivial_floor, usefulness
-    from mp_hooks.discriminator.shards import gather
+    from mp_hooks.discriminator.evaluation import (
+        calibrate,
+        direction,
+        falls,
+        gain,
+        logits_of,
+        rigidity,
+        score,
+        score_by_source,
+        trivial_floor,
+        usefulness,
+    )
+    from mp_hooks.discriminator.shards import gather, is_shards
 
     model = _load(args.model)
     settings = replace(settings_of(model.config), pairs_per_clip=args.pairs, seed=args.seed)
@@ -211,23 +220,48 @@ def _evaluate(args: argparse.Namespace) -> int:
     if args.held_out:
         print(f"regression on mean flow and total variation: {score(floor, data)}")
         print(f"discriminator: {gain([(logits, floor, data)])}")
-    for name, share in right_by([clip.source for clip in data.clips], logits, data).items():
-        print(f"  {name}: {share:.3f} of the fields classified right")
-    print(usefulness(model, data))
+    by_source, rigid = (score_by_source([(values, data)]) for values in (logits, rigidity(data.flow)))
+    print(f"{by_source}\nthe rigidity of the flow alone: {rigid}")
+    for kind, areas in (("generator", by_source.generators), ("collection", by_source.collections)):
+        print(f"AUC per clip by {kind}, worst first:")
+        for name, (area, clips) in areas.items():
+            print(f"  {name}: {area:.3f} ({clips} clip{'s' * (clips > 1)})")
+    print(f"{usefulness(model, data)}\n{direction(model, data)}")
+    if is_shards(args.real):
+        print("what faults do to its score can be seen on videos, not on their flow: give --real a folder of videos")
+    else:
+        print("clips whose score falls when real ones are corrupted:")
+        for name, share in falls(model, _corrupted(args, model, data)).items():
+            print(f"  {name}: {share}")
     if args.calibrated:
         print(f"at temperature {calibrate(model, data):.2f}, {usefulness(model, data)}")
         model.save_pretrained(args.calibrated)
     return 0
 
 
+def _corrupted(args: argparse.Namespace, model: FlowDiscriminator, data: FlowData) -> list[dict[str, Tensor]]:
+    """Flow of up to `FALL_CLIPS` of the real clips, as they are and corrupted."""
+    from tqdm import tqdm
+
+    from mp_hooks.discriminator.data import corrupted_flow, folder_of, settings_of
+    from mp_hooks.flow import load_flow
+
+    settings = replace(settings_of(model.config), pairs_per_clip=FALL_PAIRS, seed=args.seed)
+    estimator = load_flow(model.config.flow, args.flow_weights)
+    paths = [data.clips[number].path for number in data.clip.unique().tolist() if data.clips[number].real]
+    chosen = paths[:: max(1, len(paths) // FALL_CLIPS)][:FALL_CLIPS]
+    bar = tqdm(chosen, desc="corrupted clips", unit="clip", leave=False)
+    return [corrupted_flow(folder_of(args.real) / path, estimator, settings) for path in bar]
+
+
 def _cross(args: argparse.Namespace) -> int:
     from mp_hooks.discriminator.shards import gather
-    from mp_hooks.lab.experiments.cross import cross_generators
+    from mp_hooks.lab.experiments.cross import cross_validate
 
     given = _configurations(args)
     cache = args.out / "flow"
     data = gather(args.real, args.fake, cache, args.flow, given["settings"], args.exclude, args.flow_weights)
-    table = cross_generators(data, given["config"], given["training"])
+    table = cross_validate(data, given["config"], given["training"], given["pretrained"])
     print(table)
     table.save(args.out)
     return 0

@@ -10,7 +10,7 @@ import csv
 import re
 import zlib
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mp_hooks.discriminator.corruptions import CORRUPTIONS, corrupt
 from mp_hooks.discriminator.model import DiscriminatorConfig, centre_square, resize_flow
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.flow import FlowEstimator
@@ -164,13 +165,23 @@ def clip_flow(
     """
     frames, stretches, facts = _prepared_frames(path, settings)
     pairs = _moving_pairs(frames, stretches, path, settings)
-    if not len(pairs):
-        raise MotionPromptError(f"{path} has no two frames that differ; leave it out")
-    first, second = (frames[pairs] / 127.5 - 1).to(device).unbind(1)
-    with torch.no_grad():
-        flow = resize_flow(estimator(first, second), settings.stored_size)
     numbers = [number for stretch in stretches for number in stretch]
-    return flow.half().cpu(), [(numbers[i], numbers[j]) for i, j in pairs.tolist()], facts
+    flow = _flow(frames, pairs, estimator, settings, device)
+    return flow, [(numbers[i], numbers[j]) for i, j in pairs.tolist()], facts
+
+
+def corrupted_flow(
+    path: Path, estimator: FlowEstimator, settings: FlowSettings, device: str | torch.device = "cpu"
+) -> dict[str, Tensor]:
+    """`clip_flow` of a clip as it is, under "", and of the same frame pairs after each of `CORRUPTIONS`, by name."""
+    frames, stretches, _ = _prepared_frames(path, settings)
+    pairs = _moving_pairs(frames, stretches, path, settings)
+    clip, seed = (frames / 127.5 - 1).transpose(0, 1)[None], settings.seed + zlib.crc32(path.name.encode())
+    found = {"": _flow(frames, pairs, estimator, settings, device)}
+    for name in CORRUPTIONS:
+        corrupted = (corrupt(clip, name, seed)[0].transpose(0, 1) + 1) * 127.5
+        found[name] = _flow(corrupted, pairs, estimator, settings, device)
+    return found
 
 
 def split_by_video(clips: Sequence[Clip], seed: int = 0) -> tuple[list[int], list[int]]:
@@ -195,23 +206,29 @@ def split_by_video(clips: Sequence[Clip], seed: int = 0) -> tuple[list[int], lis
     return train, held_out
 
 
-def splits_by_source(clips: Sequence[Clip]) -> Iterator[tuple[str, list[int], list[int]]]:
-    """(name, train, held out) for every generated source left out in turn.
+def folds_by_source(clips: Sequence[Clip], folds: int = 4, seed: int = 0) -> list[tuple[list[int], list[int]]]:
+    """Clip numbers (train, held out) of each fold: every source is held out once, whole, with some of the other class.
 
-    Real clips held out are those of all sources but the largest, so that neither class was seen in training. Nothing
-    is yielded unless there are two sources of each class.
+    So each clip can be rated by a discriminator that has seen neither its generator nor its collection. Folds are of
+    about one size; of fewer sources of a class than `folds` there are as many folds as these. Raises MotionPromptError
+    unless each class has two sources.
     """
-    real: dict[str, list[int]] = {}
-    fake: dict[str, list[int]] = {}
+    sources: dict[bool, dict[str, list[int]]] = {True: {}, False: {}}
     for number, clip in enumerate(clips):
-        (real if clip.real else fake).setdefault(clip.source, []).append(number)
-    if len(real) < 2 or len(fake) < 2:
-        return
-    largest = max(real, key=lambda name: len(real[name]))
-    held_out_real = [i for name, numbers in real.items() if name != largest for i in numbers]
-    for source, numbers in fake.items():
-        train = real[largest] + [i for name, others in fake.items() if name != source for i in others]
-        yield source, train, held_out_real + numbers
+        sources[clip.real].setdefault(clip.source, []).append(number)
+    folds = min(folds, *map(len, sources.values()))
+    if folds < 2:
+        raise MotionPromptError("a test on unseen sources needs two real and two generated ones; give a subfolder each")
+    held_out: list[list[int]] = [[] for _ in range(folds)]
+    generator = torch.Generator().manual_seed(seed)
+    for of_class in sources.values():
+        parts: list[list[int]] = [[] for _ in range(folds)]
+        names = [list(of_class)[i] for i in torch.randperm(len(of_class), generator=generator)]
+        for name in sorted(names, key=lambda name: -len(of_class[name])):
+            min(parts, key=len).extend(of_class[name])
+        for whole, part in zip(held_out, parts, strict=True):
+            whole.extend(part)
+    return [(sorted(set(range(len(clips))) - set(part)), sorted(part)) for part in held_out]
 
 
 def _listed(path: Path) -> list[Path]:
@@ -245,8 +262,16 @@ def _container(row: dict[str, str]) -> str:
 
 
 def _family(source: str) -> str:
-    """'videocrafter2_fifo' -> 'videocrafter', 'Panda-70M (gif)' -> 'Panda-70M'."""
-    return re.split(r"[_ (]", source)[0].rstrip("0123456789") or source
+    """Whose clips these are, whatever the version, the variant and the page.
+
+    'videocrafter2_fifo' -> 'videocrafter', 'opensora_v1.0_gif' -> 'opensora', 'video_ldm' stays,
+    'Panda-70M (gif)' -> 'Panda-70M', 'Frieren page (VGGSound)' -> 'VGGSound'.
+    """
+    name, _, inside = source.partition(" (")
+    if inside and inside != "gif)":
+        name = inside.rstrip(")")
+    name = name.split(" ")[0].removesuffix("_gif")
+    return re.split(r"_?v?\d+(?:\.\d+)*(?:_|$)", name)[0] or source
 
 
 def _groups(rows: Sequence[dict[str, str]]) -> list[str]:
@@ -330,8 +355,20 @@ def _without_borders(frames: Tensor) -> Tensor:
     return frames[:, :, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
+def _flow(
+    frames: Tensor, pairs: Tensor, estimator: FlowEstimator, settings: FlowSettings, device: str | torch.device
+) -> Tensor:
+    """Flow [n, 2, s, s] (float16) of pairs [n, 2] of frames [t, 3, h, w] (0..255)."""
+    first, second = (frames[pairs] / 127.5 - 1).to(device).unbind(1)
+    with torch.no_grad():
+        return resize_flow(estimator(first, second), settings.stored_size).half().cpu()
+
+
 def _moving_pairs(frames: Tensor, stretches: list[list[int]], path: Path, settings: FlowSettings) -> Tensor:
-    """Indices [n, 2] into `frames` of random pairs; with `equalise`, pairs without motion are left out."""
+    """Indices [n, 2] into `frames` of random pairs; with `equalise`, pairs without motion are left out.
+
+    Raises MotionPromptError when none is left.
+    """
     stretch = [number for number, members in enumerate(stretches) for _ in members]
     steps = range(1, settings.max_interval + 1)
     pairs = [(i, i + k) for k in steps for i in range(len(frames) - k) if stretch[i] == stretch[i + k]]
@@ -341,4 +378,6 @@ def _moving_pairs(frames: Tensor, stretches: list[list[int]], path: Path, settin
     if settings.equalise:
         first, second = frames[pairs].unbind(1)
         pairs = pairs[(first - second).abs().mean(dim=(1, 2, 3)) > STILL]
+    if not len(pairs):
+        raise MotionPromptError(f"{path} has no two frames that differ; leave it out")
     return pairs[: settings.pairs_per_clip]
