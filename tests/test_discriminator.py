@@ -45,10 +45,10 @@ def field(size: int, turns: float = 1.0) -> Tensor:
     return torch.stack([y.sin(), x.cos()]).unsqueeze(0) * 0.05 * size
 
 
-@pytest.fixture(params=[False, True], ids=["field", "field and slope"])
+@pytest.fixture(params=[{}, {"slope": True}, {"slope": True, "backbone": "conv"}], ids=["ViT", "slope", "convolutions"])
 def discriminator(request: pytest.FixtureRequest) -> FlowDiscriminator:
     torch.manual_seed(0)
-    return FlowDiscriminator(replace(TINY, slope=request.param)).eval()
+    return FlowDiscriminator(replace(TINY, **request.param)).eval()
 
 
 def test_the_same_motion_at_two_sizes_is_rated_alike(discriminator: FlowDiscriminator) -> None:
@@ -280,6 +280,18 @@ def test_folds_hold_every_source_out_once_with_some_of_the_other_class() -> None
         folds_by_source([clip for clip in all_clips if clip.source != "real source 0"][:8] + all_clips[12:13])
 
 
+def test_corrupted_clips_are_trained_on_with_their_originals_and_never_held_out() -> None:
+    plain = clips()
+    corrupted = [replace(clip, real=False, corrupted=True) for clip in plain if clip.real]
+    stranger = replace(corrupted[0], path="elsewhere.mp4")
+    all_clips = [*plain, *corrupted, stranger]
+    for train, held_out in [split_by_video(all_clips), *folds_by_source(all_clips)]:
+        assert not any(all_clips[i].corrupted for i in held_out)
+        seen = {all_clips[i].path for i in train if all_clips[i].real}
+        assert {all_clips[i].path for i in train if all_clips[i].corrupted} == seen | {"elsewhere.mp4"}
+    assert split_by_video(all_clips)[1] == split_by_video(plain)[1], "they do not move the split"
+
+
 def by_source_data(sizes: dict[str, int]) -> FlowData:
     """Four fields of each clip, so many clips of each source, which is real where its name says so."""
     found = [
@@ -454,7 +466,20 @@ def test_sources_not_trained_on_are_told_apart(tmp_path: Path, capsys: pytest.Ca
         make_video(tmp_path / f"real/{'ab'[number % 2]}/{number}.mp4", jitter=False, seed=number)
         make_video(tmp_path / f"fake/{'cd'[number % 2]}/{number}.mp4", jitter=True, seed=100 + number)
     folders = ["--real", str(tmp_path / "real"), "--fake", str(tmp_path / "fake"), "--out", str(tmp_path / "out")]
-    sizes = ["--flow-size", "64", "--image-size", "32", "--pairs", "4", "--epochs", "8"]
+    sizes = ["--flow-size", "64", "--image-size", "32", "--pairs", "4", "--epochs", "30"]
+    sizes += [
+        "--slope",
+        "--noise",
+        "0",
+        "--backbone",
+        "conv",
+        "--width",
+        "16",
+        "--learning-rate",
+        "0.003",
+        "--corrupted",
+        str(tmp_path / "real"),
+    ]
     assert main(["discriminator", "cross", *folders, *sizes]) == 0
     assert (tmp_path / "out/cross.md").read_text() in capsys.readouterr().out
     table = json.loads((tmp_path / "out/cross.json").read_text())

@@ -28,6 +28,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     _add_videos(train)
     train.add_argument("--out", type=Path, required=True, help="its folder, with card, report and checkpoints")
     train.add_argument("--resume", action="store_true", help="continue the run in --out")
+    _add_corrupted(train)
     _add_training(train)
     train.set_defaults(run=_train)
 
@@ -58,6 +59,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     cross = commands.add_parser("cross", help="tests on generators and collections not trained on, against two floors")
     _add_videos(cross)
     cross.add_argument("--out", type=Path, required=True, help="folder for the tables and the flow")
+    _add_corrupted(cross)
     _add_training(cross)
     cross.set_defaults(run=_cross)
 
@@ -84,6 +86,11 @@ def _add_videos(parser: argparse.ArgumentParser) -> None:
     _add_exclude(parser)
 
 
+def _add_corrupted(parser: argparse.ArgumentParser) -> None:
+    words = "real videos to put faults into as further generated ones, or flow extracted with --corrupt"
+    parser.add_argument("--corrupted", type=Path, metavar="DIR|LIST", help=words)
+
+
 def _add_exclude(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exclude",
@@ -105,9 +112,13 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--flow-size", type=positive, default=128, help="side of the frames (default: %(default)s)")
     _add_flow(parser)
     parser.add_argument("--epochs", type=positive, default=20, help="default: %(default)s")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, metavar="RATE", help="default: %(default)s")
     parser.add_argument(
-        "--backbone", default="small", help="'small' (from scratch) or 'timm:NAME', pretrained (default: %(default)s)"
+        "--backbone",
+        default="small",
+        help="'small', a ViT, or 'conv', both from scratch, or 'timm:NAME', pretrained (default: %(default)s)",
     )
+    parser.add_argument("--width", type=positive, default=96, help="of 'small' and 'conv' (default: %(default)s)")
     parser.add_argument("--backbone-weights", type=Path, metavar="FILE", help="local weights of a timm backbone")
     parser.add_argument("--image-size", type=positive, help="side the ViT sees (default: 64, timm: 224)")
     parser.add_argument(
@@ -138,12 +149,13 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
 def _configurations(args: argparse.Namespace) -> dict:
     """The three configurations of a training, and the backbone's weights, from the command line."""
     from mp_hooks.discriminator.data import settings_of
-    from mp_hooks.discriminator.model import DiscriminatorConfig
+    from mp_hooks.discriminator.model import SCRATCH, DiscriminatorConfig
     from mp_hooks.discriminator.train import TrainingConfig
 
     config = DiscriminatorConfig(
         backbone=args.backbone,
-        image_size=args.image_size or (64 if args.backbone == "small" else 224),
+        image_size=args.image_size or (64 if args.backbone in SCRATCH else 224),
+        width=args.width,
         normalise=args.normalise,
         slope=args.slope,
         flow=args.flow,
@@ -155,6 +167,7 @@ def _configurations(args: argparse.Namespace) -> dict:
         "settings": settings,
         "training": TrainingConfig(
             epochs=args.epochs,
+            learning_rate=args.learning_rate,
             noise=args.noise,
             turn=args.turn,
             zoom=args.zoom,
@@ -164,7 +177,7 @@ def _configurations(args: argparse.Namespace) -> dict:
         ),
         "exclude": args.exclude,
         "flow_weights": args.flow_weights,
-        "pretrained": args.backbone_weights or args.backbone != "small",
+        "pretrained": args.backbone_weights or args.backbone not in SCRATCH,
     }
 
 
@@ -173,7 +186,9 @@ def _train(args: argparse.Namespace) -> int:
     from mp_hooks.discriminator.train import train
     from mp_hooks.processes import processes
 
-    report = train(args.real, args.fake, args.out, **_configurations(args), resume=args.resume)
+    report = train(
+        args.real, args.fake, args.out, **_configurations(args), corrupted=args.corrupted, resume=args.resume
+    )
     if processes().rank:  # one process speaks
         return 0
     print(f"held out by video: {Score(**report['by_video'])}")
@@ -260,7 +275,9 @@ def _cross(args: argparse.Namespace) -> int:
 
     given = _configurations(args)
     cache = args.out / "flow"
-    data = gather(args.real, args.fake, cache, args.flow, given["settings"], args.exclude, args.flow_weights)
+    data = gather(
+        args.real, args.fake, cache, args.flow, given["settings"], args.exclude, args.flow_weights, args.corrupted
+    )
     table = cross_validate(data, given["config"], given["training"], given["pretrained"])
     print(table)
     table.save(args.out)

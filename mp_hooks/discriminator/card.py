@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from mp_hooks.discriminator.data import FlowData
+from mp_hooks.discriminator.data import Clip, FlowData
 from mp_hooks.discriminator.model import DiscriminatorConfig
 from mp_hooks.files import replacing
 
@@ -68,11 +68,14 @@ fields, not clips. A high phi does not mean that a video is real or good.
 
 
 def _sources(data: FlowData) -> str:
-    counts = Counter((not clip.real, clip.source, clip.licence) for clip in data.clips)
+    counts = Counter((_kind(clip), clip.source, clip.licence) for clip in data.clips)
     return "".join(
-        f"| {'generated' if fake else 'real'} | {source} | {count} | {licence} |\n"
-        for (fake, source, licence), count in sorted(counts.items())
+        f"| {kind} | {source} | {count} | {licence} |\n" for (kind, source, licence), count in sorted(counts.items())
     )
+
+
+def _kind(clip: Clip) -> str:
+    return "corrupted" if clip.corrupted else "real" if clip.real else "generated"
 
 
 def _gain(gain: dict) -> str:

@@ -109,16 +109,10 @@ def ghost(frames: Tensor, generator: Generator) -> Tensor:
     return frames + share * (frames[:, :, other] - frames)
 
 
-CORRUPTIONS: dict[str, Corruption] = {
-    "warp": warp,
-    "boil": boil,
-    "swap": swap,
-    "jitter": jitter,
-    "morph": morph,
-    "slide": slide,
-    "lag": lag,
-    "ghost": ghost,
-}
+# A discriminator may be trained on the first and is tested on the others, so that a test is of faults it has not seen.
+FOR_TRAINING: dict[str, Corruption] = {"morph": morph, "slide": slide, "lag": lag, "ghost": ghost}
+FOR_TESTS: dict[str, Corruption] = {"warp": warp, "boil": boil, "swap": swap, "jitter": jitter}
+CORRUPTIONS = FOR_TRAINING | FOR_TESTS
 
 
 def _noise(like: Tensor, channels: int, moments: int, cells: int, generator: Generator) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mp_hooks.discriminator.corruptions import CORRUPTIONS, corrupt
+from mp_hooks.discriminator.corruptions import FOR_TESTS, FOR_TRAINING, corrupt
 from mp_hooks.discriminator.model import DiscriminatorConfig, centre_square, resize_flow
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.flow import FlowEstimator
@@ -45,6 +45,7 @@ class Clip:
     licence: str = "not stated"
     pair: str = ""  # two clips of one pair show the same prompt and seed in different roles
     role: str = ""  # "baseline" or what was done to it
+    corrupted: bool = False  # a real clip with a fault put in: to train on, never to test on
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class FlowSettings:
     pairs_per_clip: int = 16
     equalise: bool = True  # take out what tells the classes apart without a look at the motion
     seed: int = 0
+    corrupt: bool = False  # put one of the faults `FOR_TRAINING` into each clip
 
 
 def settings_of(config: DiscriminatorConfig) -> FlowSettings:
@@ -165,6 +167,9 @@ def clip_flow(
     """
     frames, stretches, facts = _prepared_frames(path, settings)
     pairs = _moving_pairs(frames, stretches, path, settings)
+    if settings.corrupt:
+        seed = _seed(path, settings)
+        frames = _corrupted(frames, list(FOR_TRAINING)[seed % len(FOR_TRAINING)], seed)
     numbers = [number for stretch in stretches for number in stretch]
     flow = _flow(frames, pairs, estimator, settings, device)
     return flow, [(numbers[i], numbers[j]) for i, j in pairs.tolist()], facts
@@ -173,26 +178,25 @@ def clip_flow(
 def corrupted_flow(
     path: Path, estimator: FlowEstimator, settings: FlowSettings, device: str | torch.device = "cpu"
 ) -> dict[str, Tensor]:
-    """`clip_flow` of a clip as it is, under "", and of the same frame pairs after each of `CORRUPTIONS`, by name."""
+    """`clip_flow` of a clip as it is, under "", and of the same frame pairs after each of `FOR_TESTS`, by name."""
     frames, stretches, _ = _prepared_frames(path, settings)
     pairs = _moving_pairs(frames, stretches, path, settings)
-    clip, seed = (frames / 127.5 - 1).transpose(0, 1)[None], settings.seed + zlib.crc32(path.name.encode())
-    found = {"": _flow(frames, pairs, estimator, settings, device)}
-    for name in CORRUPTIONS:
-        corrupted = (corrupt(clip, name, seed)[0].transpose(0, 1) + 1) * 127.5
-        found[name] = _flow(corrupted, pairs, estimator, settings, device)
-    return found
+    versions = {"": frames} | {name: _corrupted(frames, name, _seed(path, settings)) for name in FOR_TESTS}
+    return {name: _flow(version, pairs, estimator, settings, device) for name, version in versions.items()}
 
 
 def split_by_video(clips: Sequence[Clip], seed: int = 0) -> tuple[list[int], list[int]]:
-    """Clip numbers (train, held out): a fifth of the groups of every source is held out, groups stay whole."""
+    """Clip numbers (train, held out): a fifth of the groups of every source is held out, groups stay whole.
+
+    Corrupted clips are trained on with those they are made of, and never held out.
+    """
     generator = torch.Generator().manual_seed(seed)
     train: list[int] = []
     held_out: list[int] = []
     for real in (True, False):
         groups: dict[str, list[int]] = {}
         for number, clip in enumerate(clips):
-            if clip.real == real:
+            if clip.real == real and not clip.corrupted:
                 groups.setdefault(clip.group, []).append(number)
         names = list(groups)
         shuffled = [names[i] for i in torch.randperm(len(names), generator=generator)]
@@ -203,19 +207,27 @@ def split_by_video(clips: Sequence[Clip], seed: int = 0) -> tuple[list[int], lis
         raise MotionPromptError(
             f"too few videos to hold some out: give at least {SPLIT_FOLDS} real and {SPLIT_FOLDS} generated ones"
         )
-    return train, held_out
+    return _with_corrupted(clips, train), held_out
+
+
+def _with_corrupted(clips: Sequence[Clip], train: list[int]) -> list[int]:
+    """`train` and the corrupted clips, less those made of real ones that are not in it."""
+    unseen = {clip.path for clip in clips if clip.real} - {clips[i].path for i in train if clips[i].real}
+    return train + [i for i, clip in enumerate(clips) if clip.corrupted and clip.path not in unseen]
 
 
 def folds_by_source(clips: Sequence[Clip], folds: int = 4, seed: int = 0) -> list[tuple[list[int], list[int]]]:
     """Clip numbers (train, held out) of each fold: every source is held out once, whole, with some of the other class.
 
     So each clip can be rated by a discriminator that has seen neither its generator nor its collection. Folds are of
-    about one size; of fewer sources of a class than `folds` there are as many folds as these. Raises MotionPromptError
-    unless each class has two sources.
+    about one size; of fewer sources of a class than `folds` there are as many folds as these. Corrupted clips are
+    trained on with those they are made of, and never held out. Raises MotionPromptError unless each class has two
+    sources.
     """
     sources: dict[bool, dict[str, list[int]]] = {True: {}, False: {}}
     for number, clip in enumerate(clips):
-        sources[clip.real].setdefault(clip.source, []).append(number)
+        if not clip.corrupted:
+            sources[clip.real].setdefault(clip.source, []).append(number)
     folds = min(folds, *map(len, sources.values()))
     if folds < 2:
         raise MotionPromptError("a test on unseen sources needs two real and two generated ones; give a subfolder each")
@@ -226,9 +238,10 @@ def folds_by_source(clips: Sequence[Clip], folds: int = 4, seed: int = 0) -> lis
         names = [list(of_class)[i] for i in torch.randperm(len(of_class), generator=generator)]
         for name in sorted(names, key=lambda name: -len(of_class[name])):
             min(parts, key=len).extend(of_class[name])
-        for whole, part in zip(held_out, parts, strict=True):
-            whole.extend(part)
-    return [(sorted(set(range(len(clips))) - set(part)), sorted(part)) for part in held_out]
+        for both, part in zip(held_out, parts, strict=True):
+            both.extend(part)
+    whole = {i for part in held_out for i in part}
+    return [(_with_corrupted(clips, sorted(whole - set(part))), sorted(part)) for part in held_out]
 
 
 def _listed(path: Path) -> list[Path]:
@@ -355,6 +368,15 @@ def _without_borders(frames: Tensor) -> Tensor:
     return frames[:, :, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
+def _seed(path: Path, settings: FlowSettings) -> int:
+    return settings.seed + zlib.crc32(path.name.encode())
+
+
+def _corrupted(frames: Tensor, name: str, seed: int) -> Tensor:
+    """Frames [t, 3, h, w] (0..255) with a corruption."""
+    return (corrupt((frames / 127.5 - 1).transpose(0, 1)[None], name, seed)[0].transpose(0, 1) + 1) * 127.5
+
+
 def _flow(
     frames: Tensor, pairs: Tensor, estimator: FlowEstimator, settings: FlowSettings, device: str | torch.device
 ) -> Tensor:
@@ -373,7 +395,7 @@ def _moving_pairs(frames: Tensor, stretches: list[list[int]], path: Path, settin
     steps = range(1, settings.max_interval + 1)
     pairs = [(i, i + k) for k in steps for i in range(len(frames) - k) if stretch[i] == stretch[i + k]]
     pairs = torch.tensor(pairs, dtype=torch.long).view(-1, 2)
-    generator = torch.Generator().manual_seed(settings.seed + zlib.crc32(path.name.encode()))
+    generator = torch.Generator().manual_seed(_seed(path, settings))
     pairs = pairs[torch.randperm(len(pairs), generator=generator)]
     if settings.equalise:
         first, second = frames[pairs].unbind(1)

@@ -256,9 +256,10 @@ def balance(data: FlowData) -> Tensor:
     number of clips: a page with many clips of one generator does not drown ninety others, nor does one clip count as
     much as seventy."""
     fields = data.clip.bincount(minlength=len(data.clips))
-    sources: dict[tuple[bool, str], list[int]] = {}
+    sources: dict[tuple[bool, bool, str], list[int]] = {}
     for number in fields.nonzero().flatten().tolist():
-        sources.setdefault((data.clips[number].real, data.clips[number].source), []).append(number)
+        clip = data.clips[number]
+        sources.setdefault((clip.real, clip.corrupted, clip.source), []).append(number)
     weight = torch.zeros(len(data.clips))
     for members in sources.values():
         weight[members] = len(members) ** -0.5 / fields[members]

@@ -54,7 +54,7 @@ class TrainingConfig:
 
     epochs: int = 20
     batch: int = 64
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-3  # the highest: it rises to this, then falls to 0
     weight_decay: float = 0.05
     label_smoothing: float = 0.1  # phi aims at 0.1 and 0.9: a discriminator that is sure gives guidance no gradient
     noise: float = 0.1  # of a field's RMS, added while training
@@ -232,10 +232,12 @@ def train(
     exclude: Sequence[str] = (),
     flow_weights: str | Path | None = None,
     pretrained: bool | str | Path = False,
+    corrupted: str | Path | None = None,
     resume: bool = False,
 ) -> dict:
     """Train a discriminator from two folders of videos, or of their flow, into `out`; returns the report.
 
+    `corrupted`: real videos with faults to be put in, as further generated ones, or the flow of such.
     Writes config.json and model.safetensors (the discriminator), README.md (its card), report.json, train.json
     (settings, versions), the flow and the checkpoints. Raises MotionPromptError for folders that cannot be used.
     """
@@ -246,11 +248,12 @@ def train(
         "training": asdict(training),
         "exclude": list(exclude),
         "pretrained": str(pretrained),
+        "corrupted": str(corrupted),
     }
     writes = processes().rank == 0
     if writes:
         claim(out / SETTINGS_FILE, run, begun=resume, may_change=["training.epochs"])
-    data = gather(real, fake, out / FLOW_FOLDER, config.flow, settings, exclude, flow_weights)
+    data = gather(real, fake, out / FLOW_FOLDER, config.flow, settings, exclude, flow_weights, corrupted)
     train_clips, held_out_clips = split_by_video(data.clips, training.seed)
     model = fit(data, train_clips, held_out_clips, config, training, out, pretrained)
     seen, held_out = data.of_clips(train_clips), data.of_clips(held_out_clips)
