@@ -38,6 +38,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     extract.add_argument("--frame-rate", type=float, default=8.0, help="frames a second used (default: %(default)s)")
     extract.add_argument("--max-interval", type=int, default=3, help="pairs lie 1 to this apart (default: %(default)s)")
     extract.add_argument("--pairs", type=int, default=16, help="frame pairs a clip (default: %(default)s)")
+    extract.add_argument("--corrupt", action="store_true", help="put a fault into each clip: further generated ones")
     extract.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     extract.add_argument("--device", help="default: this process's GPU, or the CPU")
     extract.set_defaults(run=_extract)
@@ -103,6 +104,7 @@ def _extract(args: argparse.Namespace) -> int:
         max_interval=args.max_interval,
         pairs_per_clip=args.pairs,
         seed=args.seed,
+        corrupt=args.corrupt,
     )
     estimator = load_flow(args.flow, args.flow_weights, device)
     done = extract(args.videos, args.out, estimator, settings, args.exclude, device)

@@ -33,7 +33,14 @@ PLAN_FILE, SKIPPED = "plan.json", ".skipped.txt"
 CLIPS_A_SHARD = 16
 # of a Clip; its class depends on the use
 CLIP_FIELDS = ("path", "source", "group", "container", "licence", "pair", "role")
-ALIKE = ("flow", "flow_size", "frame_rate", "max_interval", "equalise")  # what all fields of a training share
+ALIKE = (
+    "flow",
+    "flow_size",
+    "frame_rate",
+    "max_interval",
+    "equalise",
+    "corrupt",
+)  # what all fields of a training share
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,8 @@ def read_shards(folder: str | Path, real: bool, exclude: Sequence[str] = ()) -> 
     """All flow in a folder of shards, less the clips that match a glob. Raises MotionPromptError for a folder that is
     no such thing, is not finished or holds a damaged shard."""
     folder = Path(folder)
-    numbers = range(len(_read_plan(folder)["shards"]))
+    plan = _read_plan(folder)
+    numbers = range(len(plan["shards"]))
     if missing := [n for n in numbers if not _shard(folder, n).is_file()]:
         raise MotionPromptError(
             f"{len(missing)} of {len(numbers)} shards are missing in {folder}; run 'motionprompt flow extract' again"
@@ -116,7 +124,8 @@ def read_shards(folder: str | Path, real: bool, exclude: Sequence[str] = ()) -> 
         for record, flow in _examples(_shard(folder, number)):
             if any(fnmatch(name, glob) for name in (record["path"], *Path(record["path"]).parts) for glob in exclude):
                 continue
-            clip = Clip(real=real, **{field: record[field] for field in CLIP_FIELDS})
+            about = {field: record[field] for field in CLIP_FIELDS}
+            clip = Clip(real=real and not plan["corrupt"], corrupted=plan["corrupt"], **about)
             if not clips or clips[-1] != clip:
                 clips.append(clip)
                 facts.append(ClipFacts(**{field.name: record[field.name] for field in fields(ClipFacts)}))
@@ -173,18 +182,22 @@ def gather(
     settings: FlowSettings,
     exclude: Sequence[str] = (),
     weights: str | Path | None = None,
+    corrupted: str | Path | None = None,
 ) -> FlowData:
-    """`flow_of` real and of generated clips, in one."""
-    first, second = (
-        flow_of(videos, name == "real", cache / name, estimator, settings, exclude, weights)
-        for videos, name in ((real, "real"), (fake, "generated"))
-    )
-    return FlowData(
-        torch.cat([first.flow, second.flow]),
-        torch.cat([first.clip, second.clip + len(first.clips)]),
-        first.clips + second.clips,
-        first.facts + second.facts,
-    )
+    """`flow_of` real and of generated clips, and of real ones that are `corrupted`, in one."""
+    data = flow_of(real, True, cache / "real", estimator, settings, exclude, weights)
+    parts = [(fake, "generated", settings)]
+    if corrupted is not None:
+        parts.append((corrupted, "corrupted", replace(settings, corrupt=True)))
+    for videos, name, how in parts:
+        more = flow_of(videos, name == "corrupted", cache / name, estimator, how, exclude, weights)
+        data = FlowData(
+            torch.cat([data.flow, more.flow]),
+            torch.cat([data.clip, more.clip + len(data.clips)]),
+            data.clips + more.clips,
+            data.facts + more.facts,
+        )
+    return data
 
 
 def is_shards(folder: Path) -> bool:
@@ -216,10 +229,11 @@ def _plan(out: Path, names: list[str], estimator: FlowEstimator, settings: FlowS
 
 
 def _read_plan(folder: Path) -> dict:
+    """A plan of before `corrupt` was known is of clips as they are."""
     path = folder / PLAN_FILE
     try:
         plan = json.loads(path.read_text())
-        return {**plan, "shards": [list(shard) for shard in plan["shards"]]}
+        return {"corrupt": False, **plan, "shards": [list(shard) for shard in plan["shards"]]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MotionPromptError(f"{path} is no plan of flow shards; extract into an empty folder") from error
 
