@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -83,7 +84,8 @@ def load_pipeline(settings: Generation) -> Any:
     kind = getattr(diffusers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, diffusers.DiffusionPipeline)):
         raise MotionPromptError(f"diffusers {diffusers.__version__} has no pipeline {name}; check its name")
-    with _told(settings.model):
+    with _told(settings.model), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch_dtype` is deprecated")  # older diffusers know no other name
         options = {} if settings.allow_pickle else {"use_safetensors": True}
         pipe = kind.from_pretrained(settings.model, torch_dtype=settings.resolved_dtype(), **options)
     taken = inspect.signature(type(pipe).__call__).parameters

@@ -55,14 +55,14 @@ def generate(settings: Generation, clips: Sequence[Clip], out: str | Path, webda
     def missing() -> int:
         return sum(len(part) for part in parts if not done(part))
 
-    sampler, rank = None, processes().rank
-    with tqdm(total=len(clips), initial=len(clips) - missing(), desc="sampling", unit="clip", disable=rank > 0) as bar:
-        for part in shared(parts, done, out):
-            sampler = sampler or Sampler(settings)
-            sampler.write([clips[number] for number in part], out)
-            if webdataset:
-                _pack(shard(part), out, part.start, [clips[number] for number in part])
-            bar.update(0 if rank else len(clips) - missing() - bar.n)  # what the others did too
+    if left := missing():
+        sampler, rank = Sampler(settings), processes().rank
+        with tqdm(initial=len(clips) - left, total=len(clips), desc="sampling", unit="clip", disable=rank > 0) as bar:
+            for part in shared(parts, done, out):
+                sampler.write([clips[number] for number in part], out)
+                if webdataset:
+                    _pack(shard(part), out, part.start, [clips[number] for number in part])
+                bar.update(0 if rank else len(clips) - missing() - bar.n)  # what the others did too
     for part in parts if webdataset else []:
         _clear(shard(part), out, [clips[number] for number in part])
     return missing()
