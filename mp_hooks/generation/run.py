@@ -111,13 +111,16 @@ class Sampler:
         many = len(clips) > 1
         torch.manual_seed(clips[0].seed)  # some pipelines draw from it too
         with motionprompt(self.pipe, replace(guidance, progress=False)) if guidance else nullcontext():
-            result = self.pipe(
-                prompt=[clip.prompt for clip in clips] if many else clips[0].prompt,
-                generator=generators if many else generators[0],
-                output_type="np",
-                **self.settings.arguments,
-                **self._inputs(clips),
-            )
+            try:
+                result = self.pipe(
+                    prompt=[clip.prompt for clip in clips] if many else clips[0].prompt,
+                    generator=generators if many else generators[0],
+                    output_type="np",
+                    **self.settings.arguments,
+                    **self._inputs(clips),
+                )
+            except ValueError as error:  # of a pipeline's check of its arguments
+                raise MotionPromptError(f"{type(self.pipe).__name__} refuses this: {error}") from error
         videos = np.asarray(result.frames)  # [b, t, h, w, 3] in 0..1
         return [torch.from_numpy(video).mul(255).round().byte().permute(0, 3, 1, 2) for video in videos]
 
