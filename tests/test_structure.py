@@ -22,7 +22,7 @@ LAYERS = (
     {"cli"},
     {"lab"},
     {"testing"},  # of adapters, for porters too
-    {"entry", "backbones", "patching", "compat"},
+    {"entry", "generation", "backbones", "patching", "compat"},
     {"guidance"},
     {"discriminator", "flow"},
     {""},

@@ -88,15 +88,12 @@ def _draw(args: argparse.Namespace) -> int:
 
 
 def _extract(args: argparse.Namespace) -> int:
-    import torch
-
     from mp_hooks.discriminator.data import FlowSettings
     from mp_hooks.discriminator.shards import extract
     from mp_hooks.flow import load_flow
-    from mp_hooks.processes import processes
+    from mp_hooks.processes import local_device
 
-    gpus = torch.cuda.device_count()  # 1 where the launcher shows each process its own
-    device = args.device or (f"cuda:{processes().local_rank % gpus}" if gpus else "cpu")
+    device = args.device or local_device()
     settings = FlowSettings(
         flow_size=args.flow_size,
         stored_size=args.stored_size,

@@ -27,7 +27,7 @@ from mp_hooks.discriminator.model import resize_flow
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.files import replacing
 from mp_hooks.flow import FlowEstimator, load_flow
-from mp_hooks.processes import processes
+from mp_hooks.processes import processes, shared
 
 PLAN_FILE, SKIPPED = "plan.json", ".skipped.txt"
 CLIPS_A_SHARD = 16
@@ -67,24 +67,18 @@ def extract(
 ) -> Extraction:
     """Write the flow of a folder or list of videos (see `find_clips`) to shards in `out`, where they are missing.
 
-    Several `processes` share the shards. Clips that cannot be read or do not move are left out and named, in
+    The shards are `shared` among processes. Clips that cannot be read or do not move are left out and named, in
     flow-NNNNN.skipped.txt too. Clips added to the folder since get new shards. Raises MotionPromptError when `out` was
     begun with other settings.
     """
     out, folder = Path(out), folder_of(Path(videos))
     clips = {clip.path: clip for clip in find_clips(videos, True, exclude)}
     shards = list(enumerate(_plan(out, list(clips), estimator, settings)))
-    launched = processes()
-    mine = [
-        (number, [clips[name] for name in names if name in clips])
-        for number, names in shards[launched.rank :: launched.world]
-        if not _shard(out, number).is_file()
-    ]
     done = extracted = 0
     began = time.monotonic()
-    with tqdm(total=sum(len(part) for _, part in mine), desc=f"flow ({estimator.name})", unit="clip") as bar:
-        for number, part in mine:
-            path = _shard(out, number)
+    with tqdm(total=len(clips), desc=f"flow ({estimator.name})", unit="clip") as bar:
+        for number, names in shared(shards, lambda shard: _shard(out, shard[0]).is_file(), out):
+            path, part = _shard(out, number), [clips[name] for name in names if name in clips]
             for left in out.glob(f".{path.stem}*"):  # by a run that was killed
                 left.unlink()
             skipped = []
