@@ -1,4 +1,4 @@
-"""MotionPrompt for ComfyUI, which loads this folder from its custom_nodes; `mp-patch comfyui --repo DIR` links it there."""
+"""MotionPrompt for ComfyUI, which loads this folder from custom_nodes; `mp-patch comfyui --repo DIR` links it there."""
 
 from .nodes import NODES
 

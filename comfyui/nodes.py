@@ -10,8 +10,7 @@ from mp_hooks.config import MotionPromptConfig, load_config
 from mp_hooks.errors import MotionPromptError
 
 PRESETS = ["exact", "paper"]  # the cheaper ones need sub-clips, or latents of Stable Diffusion
-# An error, because nobody sees a warning here; half precision stays, because a copy of all weights would not fit.
-OURS = {"strict": True, "progress": False, "precision": "host"}
+OURS = {"strict": True, "progress": False}  # an error, because nobody sees a warning here; ComfyUI has a bar of its own
 CONFIG = {option.name: option for option in fields(MotionPromptConfig)}
 ADVANCED = [
     *("tokens", "placement", "init_word", "iterations", "learning_rate", "optimizer"),
@@ -20,10 +19,10 @@ ADVANCED = [
 ]
 
 
-def widget(name: str, default: Any = None) -> tuple[Any, dict[str, Any]]:
+def widget(name: str) -> tuple[Any, dict[str, Any]]:
     """An option of the configuration as an input of a node; text that is left empty stands for none."""
     option = CONFIG[name]
-    settings = {"default": option.default if default is None else default, "tooltip": option.metadata["help"]}
+    settings = {"default": option.default, "tooltip": option.metadata["help"]}
     if "choices" in option.metadata:
         return list(option.metadata["choices"]), settings
     kind = option.type.split(" | ")[0]
@@ -87,7 +86,7 @@ class MotionPromptOptions:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {name: widget(name, OURS.get(name)) for name in ADVANCED}}
+        return {"required": {name: widget(name) for name in ADVANCED}}
 
     def options(self, **given: Any) -> tuple[dict[str, Any]]:
         return ({name: value for name, value in given.items() if value not in (CONFIG[name].default, "")},)
@@ -119,4 +118,8 @@ class MotionPromptTrace:
         return (trace_image(guided.records).permute(1, 2, 0)[None].float() / 255,)
 
 
-NODES = {"MotionPrompt": MotionPrompt, "MotionPrompt Options": MotionPromptOptions, "MotionPrompt Trace": MotionPromptTrace}
+NODES = {
+    "MotionPrompt": MotionPrompt,
+    "MotionPrompt Options": MotionPromptOptions,
+    "MotionPrompt Trace": MotionPromptTrace,
+}

@@ -1,4 +1,4 @@
-"""What stands between ComfyUI and a gradient: inference mode, layers that write in place, kernels without a backward."""
+"""What keeps gradients from ComfyUI: inference mode, layers that write in place, kernels without a backward pass."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OUT_OF_PLACE: dict[Any, Callable[..., Tensor]] = {  # `x += y` calls the first o
 
 
 class OutOfPlace(TorchFunctionMode):
-    """Inside, `x += y` makes a new x where gradients are on: the backward pass of what came before wants the old one."""
+    """Inside, `x += y` makes a new x where gradients are on, as the backward pass may want the old one."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -22,8 +22,9 @@ from mp_hooks.hooks import Hooks
 
 KEY = "motionprompt"  # of what a model carries for us
 MODELS = ("WAN21", "LTXV")  # base classes in comfy.model_base of the models that are known
+BLOCKS = ("WanAttentionBlock", "BasicTransformerBlock", "T5Block", "CLIPLayer")
 CAUSAL = ("WanVAE",)  # VAEs of which a prefix of the latents is decoded as within the whole
-WHOLE = ("area", "mask", "control", "gligen", "hooks", "timestep_start", "timestep_end")  # a prompt has none of these
+PARTIAL = ("area", "mask", "start_percent", "end_percent", "control", "gligen", "hooks")  # that a conditioning may have
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,14 @@ class ComfyUI(Host):
         self.records: list[dict[str, Any]] = []  # of the last sampling, as a trace has them
 
     def guide(self, model: Any) -> Any:
-        """A clone of `model`, a ModelPatcher, whose samplings are guided. Raises MotionPromptError for an unknown one."""
+        """A clone of `model`, a ModelPatcher, whose samplings are guided; MotionPromptError where it is not known."""
         from comfy.patcher_extension import WrappersMP
 
         kind = type(model.model)
-        if not any(base.__name__ in MODELS for base in kind.__mro__):
-            raise MotionPromptError(f"in ComfyUI MotionPrompt knows Wan and LTX-Video, and this model is {kind.__name__}")
+        if not _is_one_of(kind, MODELS):
+            raise MotionPromptError(
+                f"in ComfyUI MotionPrompt knows Wan and LTX-Video, and this model is {kind.__name__}"
+            )
         model = model.clone()
         for site, wrapper in ((WrappersMP.OUTER_SAMPLE, self._sample), (WrappersMP.PREDICT_NOISE, self._predict)):
             model.remove_wrappers_with_key(site, KEY)  # of an earlier node
@@ -100,19 +103,28 @@ class ComfyUI(Host):
         if len(noise) != 1:
             raise MotionPromptError(f"MotionPrompt guides one clip at a time, and this batch has {len(noise)}")
         positive = self.guider.conds.get("positive") or []
-        if len(positive) != 1 or any(positive[0].get(name) is not None for name in WHOLE):
+        if len(positive) != 1 or any(positive[0].get(name) is not None for name in PARTIAL):
             raise MotionPromptError(
                 "MotionPrompt needs one positive prompt for the whole clip: no areas, masks, combined or scheduled "
                 "conditionings, no ControlNet"
             )
-        if "easycache" in self.guider.model_options["transformer_options"]:
-            raise MotionPromptError("MotionPrompt cannot guide with a step cache (EasyCache, LazyCache); take it out")
-        if not same_rows(self.encode([self.prompt]), positive[0]["cross_attn"]):
+        options = self.guider.model_options
+        inside = options["transformer_options"]
+        compiled = "torch.compile" in inside.get("wrappers", {}).get("apply_model", {})
+        if "easycache" in inside or compiled or options.get("context_handler"):
+            raise MotionPromptError(
+                "MotionPrompt cannot guide with a step cache (EasyCache, LazyCache), TorchCompileModel or context "
+                "windows; take that node out"
+            )
+        rows = positive[0].get("cross_attn")
+        if rows is None or not same_rows(self.encode([self.prompt]), rows):
             raise MotionPromptError(
                 "the text given to MotionPrompt is not the positive prompt; connect one text, and one CLIP, to both"
             )
 
-    def _predict(self, executor: Any, latents: Tensor, sigma: Tensor, options: dict[str, Any], seed: int | None) -> Tensor:
+    def _predict(
+        self, executor: Any, latents: Tensor, sigma: Tensor, options: dict[str, Any], seed: int | None
+    ) -> Tensor:
         run, as_found = self.current, torch.is_inference_mode_enabled()
         if run is None:
             return executor(latents, sigma, options, seed)
@@ -188,7 +200,9 @@ class ComfyUI(Host):
         add_wrapper(WrappersMP.CALC_COND_BATCH, partial(self._branches, call), options, is_model_options=True)
         return options
 
-    def _branches(self, call: Call, executor: Any, model: Any, conds: list, latents: Tensor, *rest: Any) -> list[Tensor]:
+    def _branches(
+        self, call: Call, executor: Any, model: Any, conds: list, latents: Tensor, *rest: Any
+    ) -> list[Tensor]:
         """Each branch alone, at its place among the others; one without T once a step, and without a graph."""
 
         def alone(place: int) -> Tensor:
@@ -212,7 +226,7 @@ class ComfyUI(Host):
         try:
             self._attention = native_attention(hooks)
             hooks.wrap(clip, "load_model", lambda _original: clip.patcher)  # it is there, see `guide`
-            with tensors_usable(self.modules(), [self.model.latent_format]), OutOfPlace():
+            with tensors_usable([*self.modules(), self.encoder.module], [self.model.latent_format]), OutOfPlace():
                 yield
         finally:
             hooks.remove()
@@ -224,18 +238,19 @@ class ComfyUI(Host):
         latents = self.model.process_latent_out(clean)
         if type(vae).__name__ in CAUSAL:
             latents = latents[:, :, : next(n for n in range(1, latents.shape[2] + 1) if ratio(n) > max(frames))]
-        return vae.decode(latents.to(next(vae.parameters())))[:, :, list(frames)]
+        latents = latents.to(self.image_decoder.device, next(vae.parameters()).dtype)
+        return vae.decode(latents)[:, :, list(frames)]
 
     def modules(self) -> list[nn.Module]:
-        return [self.model, self.encoder.module, self.vae()]
+        # not the text encoder: ComfyUI has frozen it and computes it in float32, whatever its weights are
+        return [self.model, self.vae()]
 
     def vae(self) -> nn.Module:
         return self.image_decoder.first_stage_model
 
     def blocks(self) -> dict[str, list[nn.Module]]:
-        names = ("WanAttentionBlock", "BasicTransformerBlock")
-        parts = [part for part in self.model.modules() if any(base.__name__ in names for base in type(part).__mro__)]
-        return {"attention": parts, "other": []}
+        parts = [part for module in (self.model, self.encoder.module) for part in module.modules()]
+        return {"attention": [part for part in parts if _is_one_of(type(part), BLOCKS)], "other": []}
 
     def noise_seed(self) -> int:
         return super().noise_seed() if self.seed is None else self.seed
@@ -243,3 +258,7 @@ class ComfyUI(Host):
 
 def _is_tensor(cond: Any) -> bool:
     return isinstance(cond.cond, Tensor)
+
+
+def _is_one_of(kind: type, names: Sequence[str]) -> bool:
+    return any(base.__name__ in names for base in kind.__mro__)

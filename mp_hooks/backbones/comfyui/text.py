@@ -41,8 +41,9 @@ class TextEncoder:
         self.module: nn.Module = clip.cond_stage_model
         self.name = getattr(self.module, "clip_name", None)
         if self.name is None or not hasattr(clip.tokenizer, "clip"):
+            kind = type(self.module).__name__
             raise MotionPromptError(
-                f"MotionPrompt knows text encoders of one model (T5, UMT5, CLIP), and this is {type(self.module).__name__}"
+                f"MotionPrompt knows text encoders of one model (T5, UMT5, CLIP), and this is {kind}"
             )
         self._encoder = getattr(self.module, self.module.clip)
         self._tokenizer = getattr(clip.tokenizer, clip.tokenizer.clip)

@@ -40,6 +40,9 @@ def as_pixels(figure: Figure, dpi: int = 150) -> Tensor:
     figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    return torch.frombuffer(bytearray(canvas.buffer_rgba()), dtype=torch.uint8).view(*canvas.get_width_height()[::-1], 4)[
-        ..., :3
-    ].permute(2, 0, 1)
+    width, height = canvas.get_width_height()
+    return (
+        torch.frombuffer(bytearray(canvas.buffer_rgba()), dtype=torch.uint8)
+        .view(height, width, 4)[..., :3]
+        .permute(2, 0, 1)
+    )
