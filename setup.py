@@ -32,7 +32,16 @@ EXTRAS = {
     # What AnimateDiff's own code imports.
     "animatediff": [*DIFFUSERS, "imageio", "requests"],
     # What ComfyUI's own code imports, and drawing for the trace node.
-    "comfyui": ["aiohttp", "transformers>=4.40", "sentencepiece", "torchsde", "scipy", "kornia", "pydantic", "matplotlib"],
+    "comfyui": [
+        "aiohttp",
+        "transformers>=4.40",
+        "sentencepiece",
+        "torchsde",
+        "scipy",
+        "kornia",
+        "pydantic",
+        "matplotlib",
+    ],
     # The embedded mini model and its experiment.
     "mini": MINI,
     # Measures of videos, pages and studies; timm and open_clip are for two of VBench's dimensions.

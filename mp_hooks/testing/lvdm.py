@@ -96,7 +96,7 @@ class LVDMCase(HostCase):
 
 
 def narrow(config: Any, clip: str = CLIP, width: int = 64) -> Any:
-    """A host's configuration with few levels, blocks and channels, and a CLIP of ours with text of `width`, in place."""
+    """A host's configuration with few levels, blocks and channels and a CLIP of ours, its text of `width`, in place."""
     params = config.model.params
     params.unet_config.params.update(
         model_channels=32,
