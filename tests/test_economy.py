@@ -22,7 +22,7 @@ from mp_hooks.guidance.contract import Anchor
 from mp_hooks.guidance.decoder import TinyDecoder
 from mp_hooks.guidance.memory import MARGIN, SUB_CLIP, choose
 from mp_hooks.guidance.method import TokenOptimizer
-from mp_hooks.guidance.schedule import Pairs
+from mp_hooks.guidance.schedule import Pairs, dearest_pair
 from mp_hooks.guidance.trace import read_trace
 from mp_hooks.testing import HostCase, tiny
 
@@ -174,6 +174,47 @@ def test_the_cheapest_policy_that_fits_is_chosen() -> None:
     assert chosen(MARGIN * 10 * size + 1) == "attention"  # two blocks' inputs, one of them again, the other blocks
     assert chosen(MARGIN * 10 * size - 9) == "all"
     assert chosen(0) == SUB_CLIP
+
+
+def test_what_is_free_is_asked_once_offloaded_weights_have_come() -> None:
+    """Rehearsing brings whole models to the device, where they stay for the guided step."""
+    moments: list[str] = []
+    block, x = nn.Sigmoid(), torch.zeros(1000, requires_grad=True)
+
+    def forward() -> None:
+        moments.append("rehearsed")
+        block(x).sum()
+
+    choose(forward, {"attention": [block], "other": []}, [], lambda: moments.append("asked") or 2**40)
+    assert moments == ["rehearsed", "asked"]
+
+
+def test_the_dearest_pair_lies_in_most_latent_frames() -> None:
+    def of(factor: int, frames: int) -> list[int]:
+        return dearest_pair(frames, 3, lambda number: -(-(number - 1) // factor) + 1).tolist()
+
+    assert of(1, 16) == [12, 15]
+    assert of(4, 17) == [12, 15]  # frame 12 ends the fourth latent frame; 13 to 16 are the fifth
+    assert of(4, 2) == [0, 1]
+
+
+@pytest.mark.parametrize("case", [pytest.param("animatediff", marks=needs("animatediff"))], indirect=True)
+def test_attention_in_time_fits_the_kernels_grid(case: tuple[HostCase, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's kernels take 65,535 heads: places and heads, 65,536 in two clips of 512x512, must be kept apart."""
+    fused, heads = nn.functional.scaled_dot_product_attention, []
+
+    def noted(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        heads.append(query.shape[1])
+        return fused(query, *args, **kwargs)
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", noted)
+    own = {
+        layer.heads
+        for layer in case[1].unet.modules()
+        if type(layer).__name__ in ("CrossAttention", "VersatileAttention")
+    }
+    at_a_guided_step(*case, case[0].config, lambda run, step: run.host.predict_clean(step, step.conditioning))
+    assert heads and max(heads) <= max(own)
 
 
 def test_a_sub_clip_is_the_clip_in_its_frames(case: tuple[HostCase, Any]) -> None:

@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -37,7 +38,7 @@ from mp_hooks.guidance.numerics import (
 )
 from mp_hooks.guidance.objective import VARIATIONS, Objective
 from mp_hooks.guidance.outcome import NOT_FINITE, OTHER_TEXT, OUT_OF_MEMORY, Outcome
-from mp_hooks.guidance.schedule import guided_window
+from mp_hooks.guidance.schedule import dearest_pair, guided_window
 from mp_hooks.guidance.tokens import same_rows
 from mp_hooks.guidance.trace import Trace, record_of
 
@@ -259,14 +260,18 @@ class Run:
                 yield step
 
     def _rehearse(self, step: Step) -> None:
-        """The forward pass of an update, without moving anything: to see what it keeps."""
+        """The forward pass of an update at the dearest pairs, without moving anything: to see what it keeps."""
         optimizer = self.optimizer
         generator, optimizer.generator = optimizer.generator, torch.Generator().manual_seed(0)
         try:
             with random_state_kept(step.latents.device), self._precision(step) as precise:
                 part, _ = optimizer.looked_at(precise)
                 tokens = optimizer.tokens.detach().to(step.latents.device).requires_grad_()
-                optimizer.loss(part, tokens, optimizer.draw_pairs(part))
+                pairs = optimizer.draw_pairs(part)
+                if self.host.view is not None:  # elsewhere all pairs cost the same
+                    dearest = dearest_pair(part.frames, self.config.max_interval, self.host.latent_frames)
+                    pairs = replace(pairs, frames=dearest.expand_as(pairs.frames))
+                optimizer.loss(part, tokens, pairs)
         finally:
             optimizer.generator = generator
 

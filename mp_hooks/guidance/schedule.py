@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +50,14 @@ def draw_pairs(
     first = (places * (frames - intervals)).long()
     crops = torch.rand(2 if view else 1, count, generator=generator)
     return Pairs(torch.stack([first, first + intervals], dim=1), crops.T.expand(count, 2))
+
+
+def dearest_pair(frames: int, max_interval: int, latent_frames: Callable[[int], int]) -> Tensor:
+    """The pair, int64 [2], that lies in most latent frames, and of these the last; see `Host.latent_frames`."""
+    interval = min(max_interval, frames - 1)
+    apart = [latent_frames(first + interval + 1) - latent_frames(first + 1) for first in range(frames - interval)]
+    first = max(range(len(apart)), key=lambda place: (apart[place], place))
+    return torch.tensor([first, first + interval])
 
 
 def draw_place(frames: int, length: int, generator: torch.Generator) -> int:
