@@ -13,7 +13,6 @@ from pathlib import Path
 from mp_hooks import backbones
 from mp_hooks.backbones.diffusers.unguided import UNGUIDED
 from mp_hooks.files import replacing
-from mp_hooks.guidance import Host
 
 ROOT = Path(__file__).parents[1]
 FAMILIES = [name for name in backbones.BACKBONES if name.startswith("diffusers-")]
@@ -24,8 +23,8 @@ def pipelines(name: str) -> tuple[str, ...]:
 
 
 def sub_clip(name: str) -> str:
-    """Whether a part of the clip can be had alone: the adapter then answers for it itself."""
-    return "yes" if backbones.adapter_class(name).sub_clip is not Host.sub_clip else "no"
+    """Whether a part of the clip can be had alone."""
+    return "yes" if backbones.adapter_class(name).parts else "no"  # type: ignore[attr-defined]
 
 
 def summary() -> str:

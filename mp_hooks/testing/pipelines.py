@@ -40,7 +40,7 @@ def chat_tokenizer(
     words = ["<pad>", "</s>", "<unk>", *special, "user", "system", "assistant", "image", *WORDS]
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    made = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_max_length=length,
         pad_token="<pad>",
@@ -50,7 +50,6 @@ def chat_tokenizer(
         padding_side=side,
         chat_template=CHAT,
     )
-    return made
 
 
 def hunyuan_autoencoder(diffusers: ModuleType) -> nn.Module:

@@ -97,4 +97,4 @@ class AnimateDiffPAG(AnimateDiff):
     def step_with(self, step: Step, conditioning: Tensor) -> Any:
         return self.returned(step, self.whole(step, conditioning))
 
-    clean_in, sub_clip = Host.clean_in, Host.sub_clip  # no part of a batch of all branches
+    parts, clean_in = False, Host.clean_in

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from mp_hooks.backbones.diffusers.pipeline import BatchedGuidance, SingleFrames
-from mp_hooks.guidance import Host, Step
+from mp_hooks.guidance import Step
 
 
 class Mochi(BatchedGuidance):
@@ -18,10 +18,8 @@ class Mochi(BatchedGuidance):
     pipelines = ("MochiPipeline",)
     mask_argument = "encoder_attention_mask"
     positive: ClassVar = {"encoder_hidden_states": 0, "encoder_attention_mask": 1}
-    attention_blocks = ("MochiTransformerBlock",)
-
-    def clip_frames(self, latents: Tensor) -> int:
-        return (latents.shape[2] - 1) * self.host.vae_temporal_scale_factor + 1
+    attention_blocks = ("MochiTransformerBlock", "T5Block")
+    frames_factor = "vae_temporal_scale_factor"
 
 
 class Allegro(BatchedGuidance):
@@ -32,7 +30,7 @@ class Allegro(BatchedGuidance):
     copies_argument = None  # its call sets the number to 1
     mask_argument = "encoder_attention_mask"
     positive: ClassVar = {"encoder_hidden_states": 0, "encoder_attention_mask": 1}
-    attention_blocks = ("AllegroTransformerBlock",)
+    attention_blocks = ("AllegroTransformerBlock", "T5Block")
 
     def text_rows(self, arguments: dict[str, Any], frames: int) -> Tensor:
         rows = arguments["encoder_hidden_states"]
@@ -42,8 +40,13 @@ class Allegro(BatchedGuidance):
         arguments = super().text_arguments(rows, frames)
         return {**arguments, "encoder_hidden_states": arguments["encoder_hidden_states"].unsqueeze(1)}
 
+    view = None  # its VAE decodes in tiles
+
     def clip_frames(self, latents: Tensor) -> int:
         return latents.shape[2] * self.host.vae_scale_factor_temporal
+
+    def latent_frames(self, frames: int) -> int:
+        return -(-frames // self.host.vae_scale_factor_temporal)
 
     @property
     def do_classifier_free_guidance(self) -> bool:
@@ -56,12 +59,12 @@ class Latte(SingleFrames):
     name = "diffusers-latte"
     pipelines = ("LattePipeline",)
     copies_argument = "num_images_per_prompt"
-    attention_blocks = ("BasicTransformerBlock",)
+    attention_blocks = ("BasicTransformerBlock", "T5Block")
 
     def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
         return self.host.decode_latents(clean[:, :, list(frames)].to(self.host.vae.dtype), len(frames))
 
-    sub_clip = Host.sub_clip  # none: places in time are those of the whole clip
+    parts = False  # places in time are those of the whole clip
 
 
 class SanaVideo(BatchedGuidance):
@@ -89,6 +92,4 @@ class EasyAnimate(BatchedGuidance):
     copies_argument = "num_images_per_prompt"
     prompt_end = "<|im_end|>"
     attention_blocks = ("EasyAnimateTransformerBlock",)
-
-    def clip_frames(self, latents: Tensor) -> int:
-        return (latents.shape[2] - 1) * self.host.vae_temporal_compression_ratio + 1
+    frames_factor = "vae_temporal_compression_ratio"

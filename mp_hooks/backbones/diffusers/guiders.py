@@ -41,10 +41,10 @@ class Guider(DiffusersPipeline):
 
     def _turns(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         number, self._number = self._number, self._number + 1
-        if self.current is not None and number and self._answers is not None and self._step is not None:
-            if all_finite(self._answers):
-                return self.returned(self._step, self._answers[number])
-        return original(*args, **kwargs)
+        answers, step = self._answers, self._step
+        if self.current is None or not number or answers is None or step is None or not all_finite(answers):
+            return original(*args, **kwargs)
+        return self.returned(step, answers[number])
 
     def read(self, *args: Any, **kwargs: Any) -> Step | None:
         if self._number != 1:

@@ -23,13 +23,19 @@ from mp_hooks.guidance import Step, full_precision
 from mp_hooks.guidance.numerics import all_finite
 from mp_hooks.guidance.tokens import TextInput
 
+# Arguments of denoisers that hold something for every frame.
+PER_FRAME = {
+    *("down_block_additional_residuals", "image_latents", "control_hidden_states", "indices_hidden_states"),
+    *("inpaint_latents", "video_coords"),
+}
+
 
 @dataclass
 class Call:
     """One call of the denoiser.
 
     negative: the unconditional branch's text rows [b, l, d], None without classifier-free guidance. unconditional: that
-    branch's output [b, c, t, h, w] once it is known. first: the frame of the clip that the latents begin with. kind:
+    branch's output [b, c, t, h, w] once it is known. first: the clip's latent frame that the latents begin with. kind:
     the type of what the denoiser returned, tail: what it returned beside its prediction, unused: channels of that
     which the pipeline drops (a variance). branches: what further ones gave, by number, where a guider has any.
     """
@@ -63,6 +69,9 @@ class DiffusersPipeline(Adapter):
     positive: ClassVar[dict[str, int]] = {"encoder_hidden_states": 0}
     negative: ClassVar[dict[str, int]] = {"encoder_hidden_states": 1}
     prompt_end: ClassVar[str | None] = None  # token that ends the prompt in a template
+    view = 32
+    parts: ClassVar[bool] = False  # whether some of the clip's latent frames alone are a clip to the denoiser
+    frames_factor: ClassVar[str] = "vae_scale_factor_temporal"  # of the pipeline: frames of the clip to a latent one
 
     # --- what pipelines differ in
 
@@ -102,7 +111,10 @@ class DiffusersPipeline(Adapter):
 
     def clip_frames(self, latents: Tensor) -> int:
         """Frames of the clip that latents [b, c, t, h, w] decode to."""
-        return (latents.shape[2] - 1) * self.host.vae_scale_factor_temporal + 1
+        return (latents.shape[2] - 1) * getattr(self.host, self.frames_factor) + 1
+
+    def latent_frames(self, frames: int) -> int:
+        return -(-(frames - 1) // getattr(self.host, self.frames_factor)) + 1
 
     def given_frames(self, step: Step) -> int:
         """Latent frames in front that are given, not sampled: the picture of image-to-video."""
@@ -288,9 +300,25 @@ class DiffusersPipeline(Adapter):
         tensors = {"latents": full_precision(step.latents), "conditioning": full_precision(step.conditioning)}
         return replace(step, **tensors, call=replace(step.call, unconditional=None, branches={}))
 
+    def sub_clip(self, step: Step, frames: range) -> Step | None:
+        if not self.parts or self.controlled(step):
+            return None
+        part = slice(frames.start, frames.stop)
+        unconditional = self.unconditional(step)[:, :, part] if self.do_classifier_free_guidance else None
+        call = Call(step.call.arguments, step.call.negative, unconditional, first=frames.start)
+        latents = step.latents[:, :, part]
+        return replace(step, latents=latents, frames=self.clip_frames(latents), call=call)
+
+    def controlled(self, step: Step) -> bool:
+        """Whether more than latents and text is given for every frame: a control, a condition, a history."""
+        given = {name: value for name, value in step.call.arguments.arguments.items() if value is not None}
+        dimension = self.channels_dimension
+        joined = given[self.latents_argument].shape[dimension] > self.pack(step.latents).shape[dimension]
+        return joined or self.given_frames(step) > 0 or not PER_FRAME.isdisjoint(given)
+
     @contextmanager
     def guided_step(self, step: Step) -> Iterator[None]:
-        with super().guided_step(step), wrappers_off(self.host), staying(self.modules()):
+        with super().guided_step(step), wrappers_off(self.host), staying(self.modules()), own_attention(self.network):
             yield
 
     def predict_clean(self, step: Step, conditioning: Tensor) -> Tensor:
@@ -371,6 +399,23 @@ def wrappers_off(pipe: Any) -> Iterator[None]:
 
 
 @contextmanager
+def own_attention(network: nn.Module) -> Iterator[None]:
+    """Inside, attention is torch's own, whatever backend diffusers was told to take: not all have a backward pass."""
+    try:
+        from diffusers.models.attention_dispatch import attention_backend
+    except ImportError:  # before diffusers 0.35, which has one
+        yield
+        return
+    processors = [getattr(part, "processor", None) for part in network.modules()]
+    with ExitStack() as stack:
+        for processor in processors:
+            if getattr(processor, "_attention_backend", None) is not None:
+                stack.enter_context(swapped(processor, "_attention_backend", None))
+        stack.enter_context(attention_backend("native"))
+        yield
+
+
+@contextmanager
 def staying(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Whole models that accelerate offloads (enable_model_cpu_offload) stay on the device once they are called.
 
@@ -437,27 +482,17 @@ class BatchedGuidance(DiffusersPipeline):
 class SingleFrames(BatchedGuidance):
     """Those whose VAE knows single frames: a frame of latents is a frame of the clip, and any sub-clip will do."""
 
+    view = None
+    parts = True
+
     def clip_frames(self, latents: Tensor) -> int:
         return latents.shape[2]
 
+    def latent_frames(self, frames: int) -> int:
+        return frames
+
     def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
         return self.host.decode_latents(clean[:, :, list(frames)].to(self.host.vae.dtype))
-
-    def sub_clip(self, step: Step, frames: range) -> Step | None:
-        """None where the denoiser is given something else for every frame: a control, a condition."""
-        if self.controlled(step):
-            return None
-        part = slice(frames.start, frames.stop)
-        unconditional = self.unconditional(step)[:, :, part] if self.do_classifier_free_guidance else None
-        call = Call(step.call.arguments, step.call.negative, unconditional, first=frames.start)
-        return replace(step, latents=step.latents[:, :, part], frames=len(frames), call=call)
-
-    def controlled(self, step: Step) -> bool:
-        """Whether more than latents and text is given for every frame."""
-        given = {name: value for name, value in step.call.arguments.arguments.items() if value is not None}
-        joined = given[self.latents_argument].shape[1] > step.latents.shape[1]
-        per_frame = {"down_block_additional_residuals", "image_latents"}
-        return joined or not per_frame.isdisjoint(given)
 
 
 class SeparateGuidance(DiffusersPipeline):
@@ -532,3 +567,8 @@ class SeparateGuidance(DiffusersPipeline):
     def step_with(self, step: Step, conditioning: Tensor) -> Any:
         self._step = step
         return self.returned(step, self.branch(step, conditioning))
+
+    def clean_in(self, step: Step, result: Any) -> Tensor:
+        unconditional = self.unconditional(step) if self.do_classifier_free_guidance else None
+        output = self.unpack(result[0], step.call.arguments.arguments)[:, : step.latents.shape[1]]
+        return self.clean(step, output, unconditional)

@@ -1,4 +1,4 @@
-"""Video pipelines of diffusers that no adapter answers for, each with the reason, which using one gives as the error."""
+"""Video pipelines of diffusers that no adapter answers for, each with its reason, which is the error of using one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UNGUIDED = {
     "SkyReelsV2DiffusionForcingImageToVideoPipeline": DIFFERENT_NOISE,
     "SkyReelsV2DiffusionForcingVideoToVideoPipeline": DIFFERENT_NOISE,
     "CosmosVideoToWorldPipeline": "its two branches see different noise on the frames that are given",
-    "Cosmos2_5_TransferPipeline": "its control network reads the text too, and samples chunks that go on from each other",
+    "Cosmos2_5_TransferPipeline": "its control network reads the text too, and its chunks go on from each other",
     "Cosmos3OmniPipeline": "one transformer encodes its text and samples, so that text rows cannot be put in alone",
     "Kandinsky6TI2VAPipeline": "its text feeds picture and sound, which are sampled together",
     "EasyAnimateControlPipeline": "its call of its own encode_prompt fails in diffusers 0.42 (text_encoder_index)",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mp_hooks.backbones.diffusers.pipeline import SeparateGuidance
+from mp_hooks.backbones.diffusers.causal import warmed
+from mp_hooks.backbones.diffusers.pipeline import SeparateGuidance, uncompiled
 from mp_hooks.guidance import Step
 
 
@@ -15,8 +17,8 @@ class Wan(SeparateGuidance):
     """Flow matching, UMT5 with a mask, a causal VAE.
 
     The VAE decodes latent frames one after the other: what is decoded is the shortest prefix that holds the frames
-    asked for. Wan 2.2 has a second transformer for the steps of little noise. Helios samples one section of the clip after the
-    other: each has a guided window of its own.
+    asked for, without a gradient to latent frames before them. Wan 2.2 has a second transformer for the steps of little
+    noise. Helios samples one section of the clip after the other: each has a guided window of its own.
     """
 
     name = "diffusers-wan"
@@ -28,18 +30,30 @@ class Wan(SeparateGuidance):
     second = "transformer_2"
     attention_blocks = (
         *("WanTransformerBlock", "WanVACETransformerBlock", "SkyReelsV2TransformerBlock"),
-        "HeliosTransformerBlock",
+        *("HeliosTransformerBlock", "UMT5Block"),
     )
+    other_blocks = ()  # the VAE's change their cache: not to be computed twice
+    view = 28
+    parts = True  # positions are relative
 
     def scale(self, step: Step) -> float:
         return self.host._guidance_scale_2 if self._active == self.second else self.host.guidance_scale
 
+    def branch_arguments(self, step: Step, rows: Tensor) -> dict[str, Any]:
+        own, timestep = super().branch_arguments(step, rows), step.call.arguments.arguments["timestep"]
+        if timestep.ndim == 2:  # one a patch (Wan 2.2's 5B model), alike in all frames
+            _, high, wide = self.network.config.patch_size
+            frames, height, width = step.latents.shape[2:]
+            own["timestep"] = timestep[:, : frames * (height // high) * (width // wide)]
+        return own
+
     def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
         vae = self.host.vae
-        needed = -(-max(frames) // self.host.vae_scale_factor_temporal) + 1
+        first, last = (-(-frame // self.host.vae_scale_factor_temporal) for frame in (min(frames), max(frames)))
         mean, deviation = (
             torch.tensor(values, dtype=clean.dtype, device=clean.device).view(1, -1, 1, 1, 1)
             for values in (vae.config.latents_mean, vae.config.latents_std)
         )
-        latents = clean[:, :, :needed] * deviation + mean
-        return vae.decode(latents.to(vae.dtype), return_dict=False)[0][:, :, list(frames)]
+        latents = clean[:, :, : last + 1] * deviation + mean
+        with warmed(uncompiled(vae).decoder, pieces=last + 1, first=first):
+            return vae.decode(latents.to(vae.dtype), return_dict=False)[0][:, :, list(frames)]

@@ -26,6 +26,7 @@ LATENT_SIZE = SIZE // 8
 TEXT_WIDTH = 96
 MAX_TOKENS = 24
 GUIDANCE_SCALE = 4.0
+CALL = {"num_inference_steps": 25, "num_frames": FRAMES, "guidance_scale": GUIDANCE_SCALE}  # of its pipeline
 
 
 def build_pipeline() -> AnimateDiffPipeline:
