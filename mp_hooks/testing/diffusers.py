@@ -218,9 +218,9 @@ class AnimateDiffCase(DiffusersCase):
     )
     throughout: ClassVar = {"tokens": 8, "start": 0.0, "stop": 1.0, "iterations": 1}
     guidance: ClassVar = {
-        "AnimateDiffSDXLPipeline": {"learning_rate": 1.0, **throughout},
-        "AnimateDiffSparseControlNetPipeline": {"learning_rate": 0.15, **throughout},
-        "PIAPipeline": {"learning_rate": 0.15, **throughout},
+        "AnimateDiffSDXLPipeline": {"learning_rate": 0.4, **throughout},
+        "AnimateDiffSparseControlNetPipeline": {"learning_rate": 0.03, **throughout},
+        "PIAPipeline": {"learning_rate": 0.03, **throughout},
     }
     config = replace(HostCase.config, learning_rate=0.2)
     settings: ClassVar = {"num_frames": 4, "height": 16, "width": 16}

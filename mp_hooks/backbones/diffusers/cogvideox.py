@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from mp_hooks.backbones.diffusers.branches import BatchedGuidance
 from mp_hooks.backbones.diffusers.causal import warmed
-from mp_hooks.backbones.diffusers.pipeline import BatchedGuidance, uncompiled
+from mp_hooks.backbones.diffusers.pipeline import uncompiled
 from mp_hooks.guidance import Step
 
 
@@ -46,14 +47,10 @@ class CogVideoX(BatchedGuidance):
     def branch_arguments(self, step: Step, rows: Tensor) -> dict[str, Any]:
         own, places = super().branch_arguments(step, rows), step.call.arguments.arguments.get("image_rotary_emb")
         if places is not None and self.network.config.get("patch_size_t") is None:
-            frames, height, width = step.latents.shape[2:]
-            patches = frames * (height // self._patch) * (width // self._patch)
+            (frames, height, width), patch = step.latents.shape[2:], self.network.config.patch_size
+            patches = frames * (height // patch) * (width // patch)
             own["image_rotary_emb"] = tuple(each[:patches] for each in places)
         return own
-
-    @property
-    def _patch(self) -> int:
-        return self.network.config.patch_size
 
     @property
     def do_classifier_free_guidance(self) -> bool:

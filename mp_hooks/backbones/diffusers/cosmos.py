@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mp_hooks.backbones.diffusers.pipeline import SeparateGuidance
+from mp_hooks.backbones.diffusers.branches import SeparateGuidance
 from mp_hooks.backbones.diffusers.wan import Wan
 from mp_hooks.guidance import Step, full_precision
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -93,29 +93,3 @@ class Guider(DiffusersPipeline):
     def step_with(self, step: Step, conditioning: Tensor) -> Any:
         self._step, self._answers = step, self.outputs(step, conditioning)
         return self.returned(step, self._answers[0])
-
-
-class HunyuanVideo15(Guider):
-    """Qwen2.5-VL reads the prompt in a template and sees the tokens; ByT5, which reads what is in quotes, does not."""
-
-    name = "diffusers-hunyuan-video15"
-    pipelines = ("HunyuanVideo15Pipeline", "HunyuanVideo15ImageToVideoPipeline")
-    positive: ClassVar = {"encoder_hidden_states": 0, "encoder_attention_mask": 1}
-    prompt_end = "<|im_end|>"
-    attention_blocks = ("HunyuanVideo15TransformerBlock",)
-
-    def template_tokens(self) -> int:
-        return self.host.prompt_template_encode_start_idx
-
-    def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
-        """One sample at a time: the mask in the VAE's attention does not fit more (diffusers 0.42)."""
-        return torch.cat([super(HunyuanVideo15, self).decode(one, frames) for one in clean.split(1)])
-
-
-class MotifVideo(Guider):
-    """The encoder of T5-Gemma 2, with a mask; Wan's VAE."""
-
-    name = "diffusers-motif-video"
-    pipelines = ("MotifVideoPipeline", "MotifVideoImage2VideoPipeline")
-    positive: ClassVar = {"encoder_hidden_states": 0, "encoder_attention_mask": 2}
-    attention_blocks = ("MotifVideoTransformerBlock", "MotifVideoSingleTransformerBlock")

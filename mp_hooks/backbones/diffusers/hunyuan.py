@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from mp_hooks.backbones.diffusers.pipeline import SeparateGuidance
+from mp_hooks.backbones.diffusers.branches import SeparateGuidance
 from mp_hooks.guidance import Step
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mp_hooks.backbones.diffusers.pipeline import SeparateGuidance
+from mp_hooks.backbones.diffusers.branches import SeparateGuidance
 from mp_hooks.guidance import Step
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mp_hooks.backbones.diffusers.pipeline import SingleFrames
+from mp_hooks.backbones.diffusers.branches import SingleFrames
 from mp_hooks.guidance import Step
 
 

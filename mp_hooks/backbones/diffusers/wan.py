@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mp_hooks.backbones.diffusers.branches import SeparateGuidance
 from mp_hooks.backbones.diffusers.causal import warmed
-from mp_hooks.backbones.diffusers.pipeline import SeparateGuidance, uncompiled
+from mp_hooks.backbones.diffusers.pipeline import uncompiled
 from mp_hooks.guidance import Step
 
 

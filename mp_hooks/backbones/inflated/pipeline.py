@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mp_hooks.backbones.base import Site
-from mp_hooks.backbones.diffusers.pipeline import SingleFrames
+from mp_hooks.backbones.diffusers.branches import SingleFrames
 from mp_hooks.backbones.diffusers.text import clip_text
 from mp_hooks.guidance import Step
 from mp_hooks.guidance.tokens import TextInput
