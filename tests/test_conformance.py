@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from upstreams import needs
+from upstreams import needs, slow
 
 from mp_hooks import patching
 from mp_hooks.backbones import BACKBONES, adapter_class
@@ -20,13 +20,6 @@ from mp_hooks.testing.diffusers import AnimateDiffCase
 from mp_hooks.testing.videocrafter import VideoCrafterImageCase
 
 # What is fast: the whole kit where every way to call a denoiser is met once, and its core for all others.
-WHOLE = (
-    *patching.names(),
-    *(
-        f"diffusers-{name}"
-        for name in ("animatediff", "text-to-video-sd", "cogvideox", "wan", "ltx", "hunyuan-video15")
-    ),
-)
 CORE = ("test_off_on_off", "test_prediction_is_the_hosts_own", "test_gradient_is_that_of_finite_differences")
 
 
@@ -44,7 +37,7 @@ def suite(case: HostCase, title: str, whole: bool) -> type[ConformanceSuite]:
     return made
 
 
-SUITES = [suite(tiny(name), re.sub(r"[-.]", "", name.title()), name in WHOLE) for name in CASES]
+SUITES = [suite(tiny(name), re.sub(r"[-.]", "", name.title()), not slow(name)) for name in CASES]
 RELATIVES = [
     suite(tiny(name, pipeline=pipeline), pipeline, whole=False)
     for name in BACKBONES

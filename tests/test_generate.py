@@ -24,18 +24,19 @@ import pytest
 import torch
 from PIL import Image
 from tqdm import tqdm
+from upstreams import FIRST
 
 from mp_hooks.cli.main import main
 from mp_hooks.config import MotionPromptConfig
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.generation import Clip, Generation, Prompt, Sampler, begin, clips_of, load_pipeline, read_prompts, run
 from mp_hooks.generation.prompts import as_file
-from mp_hooks.testing import CASES, tiny
+from mp_hooks.testing import tiny
 from mp_hooks.video import write_video
 
 pytest.importorskip("diffusers")
 
-FAMILIES = [name for name in CASES if name.startswith("diffusers-")]
+FAMILIES = [f"diffusers-{name}" for name in (*FIRST[:5], "mochi", "latte", "allegro")]
 PLAIN = {"num_inference_steps": 2}
 CLIP_TARS = ["clips-00000.tar", "clips-00001.tar"]
 PROMPTS = ("a tiger walks in the forest", "a boat on the sea")

@@ -23,7 +23,7 @@ class TextInput:
     """What a host's text encoder says about its input.
 
     embedding: the token-embedding layer that is really called, ids [b, l] -> [b, l, d].
-    end: id of the token that ends the prompt, at its first occurrence; None where nothing but padding follows it.
+    end: id of the token that ends the prompt, at its first occurrence; -1 where nothing but padding follows it.
     start: id of the start-of-text token, None where the encoder has none (T5).
     tokenizer: the object and its attribute that is the tokenizer, where the host reads ids or masks itself: room is
     made in what the tokenizer gives it. None makes room at the embedding layer.
@@ -31,7 +31,7 @@ class TextInput:
     """
 
     embedding: nn.Module
-    end: int | None
+    end: int
     start: int | None = None
     tokenizer: tuple[Any, str] | None = None
     skip: int = 0
@@ -158,7 +158,7 @@ class RoomyTokenizer:
         places = mask.nonzero().flatten().tolist()
         first, last = (places[0], places[-1] + 1) if places else (0, 0)
         head = min(first + text.skip + (text.start is not None), last)
-        ends = [] if text.end is None else (row[head:last] == text.end).nonzero().flatten().tolist()
+        ends = (row[head:last] == text.end).nonzero().flatten().tolist()
         end = head + ends[-1] if ends else last  # in a template, those before are of other messages
         length = len(row) + (0 if fixed else count)
         lost = max(last - first + count - length, 0)

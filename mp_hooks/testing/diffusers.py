@@ -456,10 +456,7 @@ class WanCase(DiffusersCase):
     """WanPipeline with three latent frames, which decode to nine."""
 
     name = "diffusers-wan"
-    settings: ClassVar = {
-        **{"num_frames": 9, "height": 64, "width": 64, "max_sequence_length": 16},
-        "num_latent_frames_per_chunk": 3,
-    }
+    settings: ClassVar = {"num_frames": 9, "height": 64, "width": 64, "max_sequence_length": 16}
 
     def parts(self, diffusers: ModuleType) -> dict[str, Any]:
         require("ftfy", extra="diffusers")
@@ -510,7 +507,8 @@ class WanCase(DiffusersCase):
         self.boundary = boundary
 
     def inputs(self, taken: Sequence[str]) -> dict[str, Any]:
-        return {} if self.pipeline == "HeliosPipeline" else super().inputs(taken)  # which can do without a picture
+        section = {"num_latent_frames_per_chunk": 3}  # of Helios, which can do without a picture
+        return section if self.pipeline == "HeliosPipeline" else super().inputs(taken)
 
     def transformer(self, diffusers: ModuleType) -> nn.Module:
         name = self.pipeline

@@ -37,7 +37,7 @@ class AnimateDiff(MotionModules):
     """Text rows repeated per frame, a VAE of single frames."""
 
     name = "diffusers-animatediff"
-    pipelines = (
+    pipelines: ClassVar[tuple[str, ...]] = (
         *("AnimateDiffPipeline", "AnimateDiffSDXLPipeline", "AnimateDiffControlNetPipeline"),
         *("AnimateDiffSparseControlNetPipeline", "AnimateDiffVideoToVideoPipeline"),
         *("AnimateDiffVideoToVideoControlNetPipeline", "PIAPipeline"),

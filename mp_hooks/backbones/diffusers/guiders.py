@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ class Guider(DiffusersPipeline):
         self._number = 0  # of the next call in it
         self._answers: list[Tensor] | None = None
         self._step: Step | None = None
+        self._others: dict[str, Any] = {}  # a branch's own text, where it is not the prompt's
 
     def watch_run(self) -> dict[Site, Callable[..., Any]]:
         guider = (self.host.guider, "prepare_inputs")
@@ -73,8 +74,6 @@ class Guider(DiffusersPipeline):
             if not own:
                 known[number] = outputs[-1]
         return outputs
-
-    _others: ClassVar[dict[str, Any]] = {}  # a branch's own text, where it is not the prompt's
 
     def _arguments_of(self, batch: Any) -> dict[str, Any]:
         return {name: value for name, value in vars(batch).items() if name.startswith("encoder_")}

@@ -67,7 +67,7 @@ class DiffusersPipeline(Adapter):
     positive: ClassVar[dict[str, int]] = {"encoder_hidden_states": 0}
     negative: ClassVar[dict[str, int]] = {"encoder_hidden_states": 1}
     prompt_end: ClassVar[str | None] = None  # token that ends the prompt in a template
-    view = 32
+    view: ClassVar[int | None] = 32
     parts: ClassVar[bool] = False  # whether some of the clip's latent frames alone are a clip to the denoiser
     frames_factor: ClassVar[str] = "vae_scale_factor_temporal"  # of the pipeline: frames of the clip to a latent one
 
@@ -198,8 +198,8 @@ class DiffusersPipeline(Adapter):
             raise MotionPromptError(f"{type(self.host).__name__} was given text that it has not encoded; pass a prompt")
         call = inspect.BoundArguments(self._encoding.signature, self._encoding.arguments.copy())
         call.apply_defaults()
-        alone = {"do_classifier_free_guidance": False, "num_videos_per_prompt": 1, "num_images_per_prompt": 1}
-        alone |= {"prompt": list(prompts), "batch_size": len(prompts)}
+        alone: dict[str, Any] = {"prompt": list(prompts), "batch_size": len(prompts)}
+        alone |= {"do_classifier_free_guidance": False, "num_videos_per_prompt": 1, "num_images_per_prompt": 1}
         call.arguments.update({name: value for name, value in alone.items() if name in call.arguments})
         for name, value in call.arguments.items():  # of each prompt, where each has several videos
             if name != "prompt" and isinstance(value, list) and 0 < len(value) < len(prompts) and _texts(value):

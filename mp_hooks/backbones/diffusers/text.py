@@ -38,8 +38,8 @@ def t5_text(pipe: Any) -> TextInput:
 def chat_text(pipe: Any, end: str | None, skip: int) -> TextInput:
     """A language model (Llama, Qwen, Gemma), whose prompt a template may surround."""
     tokenizer = word_tokenizer(pipe)
-    number = None if end is None else tokenizer.convert_tokens_to_ids(end)
-    number = None if number == tokenizer.unk_token_id else number
+    number = -1 if end is None else tokenizer.convert_tokens_to_ids(end)
+    number = -1 if number in (None, tokenizer.unk_token_id) else number
     embedding = pipe.text_encoder.get_input_embeddings()
     return TextInput(embedding, end=number, tokenizer=(pipe, "tokenizer"), skip=skip)
 
