@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from mp_hooks.backbones.diffusers.unguided import reason
+from mp_hooks.backbones.diffusers.unguided import refuse
 from mp_hooks.errors import MotionPromptError, unknown_name
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ BACKBONES = {
     "diffusers-text-to-video-sd": "mp_hooks.backbones.diffusers.text_to_video_sd:TextToVideoSD",
     "diffusers-cogvideox": "mp_hooks.backbones.diffusers.cogvideox:CogVideoX",
     "diffusers-wan": "mp_hooks.backbones.diffusers.wan:Wan",
+    "diffusers-wan-modular": "mp_hooks.backbones.diffusers.modular:WanModular",
     "diffusers-ltx": "mp_hooks.backbones.diffusers.ltx:LTX",
     "diffusers-ltx-condition": "mp_hooks.backbones.diffusers.ltx_condition:LTXCondition",
     "diffusers-hunyuan-video": "mp_hooks.backbones.diffusers.hunyuan:HunyuanVideo",
@@ -66,9 +67,7 @@ def adapter_for(host: Any) -> Adapter:
         candidate = adapter_class(name)
         if candidate.recognises(host):
             return candidate(host)
-    against = reason(host)
-    if against is not None:
-        raise MotionPromptError(f"MotionPrompt cannot guide {type(host).__name__}: {against}")
+    refuse(*(base.__name__ for base in type(host).__mro__ if base.__module__.startswith("diffusers.")))
     raise MotionPromptError(
         f"no adapter knows {type(host).__module__}.{type(host).__qualname__}; there are adapters for: "
         f"{', '.join(BACKBONES)} (docs/porting.md tells how to write one)"

@@ -30,6 +30,7 @@ CASES = {
     "diffusers-text-to-video-sd": "mp_hooks.testing.diffusers:TextToVideoSDCase",
     "diffusers-cogvideox": "mp_hooks.testing.diffusers:CogVideoXCase",
     "diffusers-wan": "mp_hooks.testing.diffusers:WanCase",
+    "diffusers-wan-modular": "mp_hooks.testing.diffusers:WanModularCase",
     "diffusers-ltx": "mp_hooks.testing.diffusers:LTXCase",
     "diffusers-ltx-condition": "mp_hooks.testing.diffusers:LTXConditionCase",
     "diffusers-hunyuan-video": "mp_hooks.testing.pipelines:HunyuanVideoCase",

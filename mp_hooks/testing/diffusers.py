@@ -21,6 +21,9 @@ from mp_hooks.testing.tokenizer import build_tokenizer
 WORDS = sorted({*" ".join(PROMPTS).split(), "authentic", "something", "else"})
 
 
+THROUGHOUT = {"tokens": 8, "start": 0.0, "stop": 1.0, "iterations": 1}  # where text does little to a tiny pipeline
+
+
 def require_pipeline(diffusers: ModuleType, name: str) -> None:
     """MissingPackage where this diffusers is older than the pipeline."""
     if not hasattr(diffusers, name):
@@ -63,6 +66,13 @@ def awaken(*modules: nn.Module) -> None:
         for parameter in module.parameters():
             if not parameter.any():
                 nn.init.normal_(parameter, std=0.02)
+
+
+def heed_text(transformer: nn.Module, factor: float = 10.0) -> None:
+    """Let attention, through which text acts, weigh more beside what a random network makes of its latents."""
+    for name, parameter in transformer.named_parameters():
+        if "to_out" in name:
+            parameter.data.mul_(factor)
 
 
 def t5_tokenizer(length: int = 16) -> Any:
@@ -216,11 +226,10 @@ class AnimateDiffCase(DiffusersCase):
         *("AnimateDiffControlNetPipeline", "AnimateDiffVideoToVideoPipeline"),
         "AnimateDiffVideoToVideoControlNetPipeline",
     )
-    throughout: ClassVar = {"tokens": 8, "start": 0.0, "stop": 1.0, "iterations": 1}
     guidance: ClassVar = {
-        "AnimateDiffSDXLPipeline": {"learning_rate": 0.4, **throughout},
-        "AnimateDiffSparseControlNetPipeline": {"learning_rate": 0.03, **throughout},
-        "PIAPipeline": {"learning_rate": 0.03, **throughout},
+        "AnimateDiffSDXLPipeline": {"learning_rate": 0.4, **THROUGHOUT},
+        "AnimateDiffSparseControlNetPipeline": {"learning_rate": 0.03, **THROUGHOUT},
+        "PIAPipeline": {"learning_rate": 0.03, **THROUGHOUT},
     }
     config = replace(HostCase.config, learning_rate=0.2)
     settings: ClassVar = {"num_frames": 4, "height": 16, "width": 16}
@@ -350,7 +359,7 @@ class I2VGenXLCase(TextToVideoSDCase):
     """I2VGenXLPipeline with one picture and one prompt."""
 
     name = "diffusers-i2vgen-xl"
-    guidance: ClassVar = {"I2VGenXLPipeline": {"learning_rate": 4.0}}
+    guidance: ClassVar = {"I2VGenXLPipeline": {"learning_rate": 0.1, **THROUGHOUT}}
     settings: ClassVar = {**TextToVideoSDCase.settings, "clip_skip": None}
     alone: ClassVar = ("I2VGenXLPipeline",)
 
@@ -568,6 +577,23 @@ class WanCase(DiffusersCase):
         return host.vae.decode(clean * deviation + mean).sample
 
 
+class WanModularCase(WanCase):
+    """WanModularPipeline, made of its own blocks."""
+
+    name = "diffusers-wan-modular"
+
+    def build(self, diffusers: ModuleType) -> Any:
+        require_pipeline(diffusers, "WanModularPipeline")
+        pipe = diffusers.WanBlocks().init_pipeline()
+        pipe.update_components(**self.parts(diffusers), guider=diffusers.ClassifierFreeGuidance(guidance_scale=4.0))
+        return pipe
+
+    def sample(self, host: Any, prompts: list[str], seed: int, **extra: Any) -> Tensor:
+        torch.manual_seed(seed)
+        settings = {"num_inference_steps": 4, **self.settings, **self.options, **extra}
+        return host(prompt=prompts, output="latents", **settings)
+
+
 class FlowMatchingCase(DiffusersCase):
     """A pipeline with FlowMatchEulerDiscreteScheduler."""
 
@@ -648,7 +674,7 @@ class LTXConditionCase(LTXCase):
     """LTXConditionPipeline: a picture at the first frame, some of whose noise is left."""
 
     name = "diffusers-ltx-condition"
-    guidance: ClassVar = {"LTXConditionPipeline": {"learning_rate": 8.0}}
+    guidance: ClassVar = {"LTXConditionPipeline": {"learning_rate": 0.1, **THROUGHOUT}}
 
     def own_predictions(self, host: Any, prompts: list[str], seed: int) -> list[Tensor]:
         """Every token's own sigma is its own time step's."""

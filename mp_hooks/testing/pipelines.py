@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from mp_hooks.compat import swapped
 from mp_hooks.testing.diffusers import (
+    THROUGHOUT,
     WORDS,
     DiffusersCase,
     FlowMatchingCase,
     awaken,
     clip_text_encoder,
+    heed_text,
     image_autoencoder,
     picture_encoder,
     t5_text_encoder,
@@ -103,15 +105,15 @@ class HunyuanVideoCase(FlowMatchingCase):
     """HunyuanVideoPipeline with three latent frames, which decode to nine."""
 
     name = "diffusers-hunyuan-video"
-    config = replace(FlowMatchingCase.config, learning_rate=100.0)
+    config = replace(FlowMatchingCase.config, learning_rate=0.1, **THROUGHOUT)
     alone: ClassVar = (
         *("HunyuanVideoImageToVideoPipeline", "HunyuanSkyreelsImageToVideoPipeline"),
         "HunyuanVideoFramepackPipeline",
     )
     settings: ClassVar = {
         "num_frames": 9,
-        "height": 64,
-        "width": 64,
+        "height": 32,
+        "width": 32,
         "max_sequence_length": 16,
         "latent_window_size": 3,
         "prompt_template": {"template": "a something of {}<|eot_id|>", "crop_start": 3},
@@ -131,6 +133,7 @@ class HunyuanVideoCase(FlowMatchingCase):
         )
         transformer = self.transformer(diffusers)
         awaken(transformer)
+        heed_text(transformer)
         parts = {
             "text_encoder": LlamaModel(config).eval(),
             "tokenizer": tokenizer,
@@ -181,7 +184,7 @@ class HunyuanVideo15Case(FlowMatchingCase):
     """HunyuanVideo15Pipeline with five latent frames, which decode to nine."""
 
     name = "diffusers-hunyuan-video15"
-    config = replace(FlowMatchingCase.config, learning_rate=8.0)
+    config = replace(FlowMatchingCase.config, learning_rate=0.1, **THROUGHOUT)
     alone: ClassVar = ("HunyuanVideo15ImageToVideoPipeline",)
     settings: ClassVar = {"num_frames": 9, "height": 32, "width": 32}
 
@@ -238,6 +241,7 @@ class HunyuanVideo15Case(FlowMatchingCase):
             upsample_match_channel=False,
         )
         awaken(transformer)
+        heed_text(transformer)
         parts = {
             "text_encoder": Qwen2_5_VLTextModel(config).eval(),
             "tokenizer": tokenizer,
@@ -280,7 +284,7 @@ class MotifVideoCase(FlowMatchingCase):
     """MotifVideoPipeline with three latent frames, which decode to nine."""
 
     name = "diffusers-motif-video"
-    config = replace(FlowMatchingCase.config, learning_rate=2.0)
+    config = replace(FlowMatchingCase.config, learning_rate=0.5, tokens=3)
     alone: ClassVar = ("MotifVideoImage2VideoPipeline",)
     settings: ClassVar = {"num_frames": 9, "height": 64, "width": 64, "max_sequence_length": 16}
 
@@ -486,7 +490,7 @@ class EasyAnimateCase(FlowMatchingCase):
     """EasyAnimatePipeline with two latent frames, which decode to five."""
 
     name = "diffusers-easyanimate"
-    config = replace(FlowMatchingCase.config, learning_rate=16.0)
+    config = replace(FlowMatchingCase.config, learning_rate=0.1, **THROUGHOUT)
     settings: ClassVar = {"num_frames": 5, "height": 64, "width": 64, "negative_prompt": ["else", "else"]}
 
     def parts(self, diffusers: ModuleType) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ class Guider(DiffusersPipeline):
     A step is guided at its first call, the conditional one; the others are answered with what the updates computed.
     """
 
+    prepares: ClassVar[str] = "prepare_inputs"  # the guider's function that gives the branches
     mask_argument = "encoder_attention_mask"
 
     def begin(self) -> None:
@@ -32,7 +33,7 @@ class Guider(DiffusersPipeline):
         self._others: dict[str, Any] = {}  # a branch's own text, where it is not the prompt's
 
     def watch_run(self) -> dict[Site, Callable[..., Any]]:
-        guider = (self.host.guider, "prepare_inputs")
+        guider = (self.host.guider, self.prepares)
         return {**super().watch_run(), guider: self._note_batches, self.step_site(): self._turns}
 
     def _note_batches(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

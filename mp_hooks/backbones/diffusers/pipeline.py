@@ -177,14 +177,18 @@ class DiffusersPipeline(Adapter):
         self._encoded: list[Any] = []  # what encode_prompt gave the pipeline
 
     def watch_run(self) -> dict[Site, Callable[..., Any]]:
-        return {(self.host, "encode_prompt"): self._note_encoding}
+        return {self.encoding_site(): self._note_encoding}
+
+    def encoding_site(self) -> Site:
+        """The function that encodes prompts."""
+        return self.host, "encode_prompt"
 
     def _note_encoding(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The first call is the prompts', as this sampling has them encoded."""
         result = original(*args, **kwargs)
         if self._encoding is None:
             self._encode = original
-            self._encoding = inspect.signature(type(self.host).encode_prompt).bind(self.host, *args, **kwargs)
+            self._encoding = inspect.signature(original).bind(*args, **kwargs)
         self._encoded.append(result)
         return result
 
@@ -204,7 +208,7 @@ class DiffusersPipeline(Adapter):
         for name, value in call.arguments.items():  # of each prompt, where each has several videos
             if name != "prompt" and isinstance(value, list) and 0 < len(value) < len(prompts) and _texts(value):
                 call.arguments[name] = [text for text in value for _ in range(len(prompts) // len(value))]
-        result = self._encode(*call.args[1:], **call.kwargs)
+        result = self._encode(*call.args, **call.kwargs)
         return self.text_rows(self.denoiser_text(result, self.positive), 1)
 
     def denoiser_text(self, encoded: Any, names: dict[str, int]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from mp_hooks.errors import MotionPromptError
 
 NO_TEXT = "it reads no text"
 DIFFERENT_NOISE = "its frames have noise levels of their own, kept in schedulers that the pipeline does not show"
@@ -40,7 +40,8 @@ UNGUIDED = {
 }
 
 
-def reason(host: Any) -> str | None:
-    """Why the class of `host`, or one it comes from, is not guided; None where nothing is known against it."""
-    names = [base.__name__ for base in type(host).__mro__ if base.__module__.startswith("diffusers.")]
-    return next((UNGUIDED[name] for name in names if name in UNGUIDED), None)
+def refuse(*names: str) -> None:
+    """Raises MotionPromptError with the reason where one of these classes is not guided."""
+    for name in names:
+        if name in UNGUIDED:
+            raise MotionPromptError(f"MotionPrompt cannot guide {name}: {UNGUIDED[name]}")
