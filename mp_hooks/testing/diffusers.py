@@ -312,7 +312,7 @@ class TextToVideoSDCase(DiffusersCase):
 
     name = "diffusers-text-to-video-sd"
     alone: ClassVar = ("VideoToVideoSDPipeline",)
-    guidance: ClassVar = {"VideoToVideoSDPipeline": {"learning_rate": 0.1}}
+    guidance: ClassVar = {"VideoToVideoSDPipeline": {"learning_rate": 0.02, **THROUGHOUT}}
     config = replace(HostCase.config, learning_rate=0.2)
     settings: ClassVar = {"num_frames": 4, "height": 16, "width": 16}
 
@@ -413,8 +413,8 @@ class CogVideoXCase(DiffusersCase):
 
     alone: ClassVar = ("CogVideoXImageToVideoPipeline", "CogVideoXFunControlPipeline", "ConsisIDPipeline")
     guidance: ClassVar = {
-        "CogVideoXFunControlPipeline": {"learning_rate": 8.0},
-        "ConsisIDPipeline": {"learning_rate": 8.0},
+        "CogVideoXFunControlPipeline": {"learning_rate": 0.1, **THROUGHOUT},
+        "ConsisIDPipeline": {"learning_rate": 0.1, **THROUGHOUT},
     }
 
     def transformer(self, diffusers: ModuleType) -> nn.Module:

@@ -284,7 +284,7 @@ class MotifVideoCase(FlowMatchingCase):
     """MotifVideoPipeline with three latent frames, which decode to nine."""
 
     name = "diffusers-motif-video"
-    config = replace(FlowMatchingCase.config, learning_rate=0.5, tokens=3)
+    config = replace(FlowMatchingCase.config, learning_rate=0.1, **THROUGHOUT)
     alone: ClassVar = ("MotifVideoImage2VideoPipeline",)
     settings: ClassVar = {"num_frames": 9, "height": 64, "width": 64, "max_sequence_length": 16}
 
@@ -396,13 +396,14 @@ class AllegroCase(DiffusersCase):
         }
 
     def own_decode(self, host: Any, clean: Tensor) -> Tensor:
-        return host.decode_latents(clean).transpose(1, 2)
+        return host.decode_latents(clean)
 
 
 class LatteCase(DiffusersCase):
     """LattePipeline."""
 
     name = "diffusers-latte"
+    config = replace(DiffusersCase.config, learning_rate=0.1, **THROUGHOUT)
     settings: ClassVar = {"video_length": 4, "num_frames": 4, "height": 16, "width": 16, "clean_caption": False}
 
     def parts(self, diffusers: ModuleType) -> dict[str, Any]:

@@ -44,6 +44,9 @@ class Allegro(BatchedGuidance):
     def clip_frames(self, latents: Tensor) -> int:
         return latents.shape[2] * self.host.vae_scale_factor_temporal
 
+    def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
+        return self.host.decode_latents(clean.to(self.host.vae.dtype))[:, :, list(frames)]
+
     def latent_frames(self, frames: int) -> int:
         return -(-frames // self.host.vae_scale_factor_temporal)
 
