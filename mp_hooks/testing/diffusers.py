@@ -21,7 +21,12 @@ from mp_hooks.testing.tokenizer import build_tokenizer
 WORDS = sorted({*" ".join(PROMPTS).split(), "authentic", "something", "else"})
 
 
-THROUGHOUT = {"tokens": 8, "start": 0.0, "stop": 1.0, "iterations": 1}  # where text does little to a tiny pipeline
+THROUGHOUT: dict[str, Any] = {
+    "tokens": 8,
+    "start": 0.0,
+    "stop": 1.0,
+    "iterations": 1,
+}  # where text does little to a tiny pipeline
 
 
 def require_pipeline(diffusers: ModuleType, name: str) -> None:

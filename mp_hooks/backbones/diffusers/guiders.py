@@ -22,7 +22,7 @@ class Guider(DiffusersPipeline):
     """
 
     prepares: ClassVar[str] = "prepare_inputs"  # the guider's function that gives the branches
-    mask_argument = "encoder_attention_mask"
+    mask_argument: ClassVar[str | None] = "encoder_attention_mask"
 
     def begin(self) -> None:
         super().begin()

@@ -173,7 +173,7 @@ class DiffusersPipeline(Adapter):
 
     def begin(self) -> None:
         self._first = sys.maxsize  # step of the schedule that this sampling begins with
-        self._encoding: inspect.BoundArguments | None = None
+        self._encoding: tuple[Callable[..., Any], inspect.BoundArguments] | None = None
         self._encoded: list[Any] = []  # what encode_prompt gave the pipeline
 
     def watch_run(self) -> dict[Site, Callable[..., Any]]:
@@ -187,8 +187,7 @@ class DiffusersPipeline(Adapter):
         """The first call is the prompts', as this sampling has them encoded."""
         result = original(*args, **kwargs)
         if self._encoding is None:
-            self._encode = original
-            self._encoding = inspect.signature(original).bind(*args, **kwargs)
+            self._encoding = original, inspect.signature(original).bind(*args, **kwargs)
         self._encoded.append(result)
         return result
 
@@ -198,17 +197,26 @@ class DiffusersPipeline(Adapter):
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """By the pipeline's own call of encode_prompt, made again for these prompts alone."""
-        if self._encoding is None:
-            raise MotionPromptError(f"{type(self.host).__name__} was given text that it has not encoded; pass a prompt")
-        call = inspect.BoundArguments(self._encoding.signature, self._encoding.arguments.copy())
+        if self._encoding is None:  # nothing is being sampled
+            encode = getattr(*self.encoding_site())
+            given = {"device": self.host._execution_device, **self.arguments}
+            taken = inspect.signature(encode)
+            encoding = taken.bind_partial(**{name: given[name] for name in taken.parameters if name in given})
+        else:
+            encode, encoding = self._encoding
+        call = inspect.BoundArguments(encoding.signature, encoding.arguments.copy())
         call.apply_defaults()
         alone: dict[str, Any] = {"prompt": list(prompts), "batch_size": len(prompts)}
         alone |= {"do_classifier_free_guidance": False, "num_videos_per_prompt": 1, "num_images_per_prompt": 1}
-        call.arguments.update({name: value for name, value in alone.items() if name in call.arguments})
+        for name, value in encoding.signature.parameters.items():
+            if name in alone:
+                call.arguments[name] = alone[name]
+            elif "embeds" in name:  # given in the prompt's place
+                call.arguments[name] = value.default
         for name, value in call.arguments.items():  # of each prompt, where each has several videos
             if name != "prompt" and isinstance(value, list) and 0 < len(value) < len(prompts) and _texts(value):
                 call.arguments[name] = [text for text in value for _ in range(len(prompts) // len(value))]
-        result = self._encode(*call.args, **call.kwargs)
+        result = encode(*call.args, **call.kwargs)
         return self.text_rows(self.denoiser_text(result, self.positive), 1)
 
     def denoiser_text(self, encoded: Any, names: dict[str, int]) -> dict[str, Any]:
