@@ -233,7 +233,7 @@ def test_prompts_as_vbench_has_them(tmp_path: Path) -> None:
     found = [prompt.image for prompt in read_prompts(tmp_path / "all.txt", image=crops)]
     assert found == [f"{crops}/a cat.png", f"{crops}/a dog, 4 4.jpg"]
     (tmp_path / "crops/a cat.png").unlink()
-    with pytest.raises(MotionPromptError, match=r"a cat\.jpg; give a file, or a folder"):
+    with pytest.raises(MotionPromptError, match=r"a cat\.jpg'; give a file, or a folder"):
         read_prompts(tmp_path / "all.txt", image=crops)
 
 

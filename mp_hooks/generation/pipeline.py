@@ -81,7 +81,7 @@ def load_pipeline(settings: Generation) -> Any:
     except ImportError as error:
         raise MotionPromptError("diffusers is not installed; pip install 'mp_hooks[diffusers]'") from error
     name = settings.pipeline or "DiffusionPipeline"
-    kind = getattr(diffusers, name, None)
+    kind: Any = getattr(diffusers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, diffusers.DiffusionPipeline)):
         raise MotionPromptError(f"diffusers {diffusers.__version__} has no pipeline {name}; check its name")
     with _told(settings.model), warnings.catch_warnings():
@@ -120,7 +120,7 @@ def _told(model: str) -> Iterator[None]:
 
 
 def _scheduler(diffusers: Any, pipe: Any, name: str) -> Any:
-    kind = getattr(diffusers, name, None)
+    kind: Any = getattr(diffusers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
         fitting = {type(pipe.scheduler).__name__, *(one.__name__ for one in pipe.scheduler.compatibles)}
         raise unknown_name("scheduler", name, list(fitting))
