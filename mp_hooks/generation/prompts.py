@@ -176,4 +176,6 @@ def _found(
         with suppress(OSError):  # a name that no file can have
             if path.is_file():
                 return str(path)
-    raise MotionPromptError(f"no {str(candidates[0])[:200]!r}; give a file, or a folder with one named after each prompt")
+    raise MotionPromptError(
+        f"no {str(candidates[0])[:200]!r}; give a file, or a folder with one named after each prompt"
+    )
