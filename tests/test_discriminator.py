@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from textures import make_video
 from torch import Tensor
 
@@ -357,7 +358,7 @@ def test_direction_names_what_the_gradient_asks_for() -> None:
     assert smooth.smooth > 0.99
     assert smooth.turn < 0.1
     assert shrink.together > 0.99
-    assert smooth.rise > 0
+    assert 0 < smooth.rises[0.01] < smooth.rises[0.1]
     data.flow = torch.full_like(data.flow, 3.0)  # to be turned from (3, 3) towards (9, -9)
     assert direction(Asks("turn"), data).turn > 0.7  # type: ignore[arg-type]
 
@@ -492,14 +493,17 @@ def test_evaluation_tells_sources_faults_and_what_the_gradient_asks_for(
     videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["discriminator", "eval", "default", "--fake", str(videos / "fake"), "--pairs", "2"]
-    assert main([*command, "--real", str(videos / "real")]) == 0
+    assert main([*command, "--real", str(videos / "real"), "--drawing", str(tmp_path / "steps.png")]) == 0
     output = capsys.readouterr().out
+    before, after = map(float, re.search(r"steps.png: (\S+) to (\S+)", output).groups())
+    assert after > before
+    assert Image.open(tmp_path / "steps.png").size == (128, 3 * 128), "one source, three rows"
     assert "model: " in output.partition("by generator, worst first:")[2]
     assert re.search(r"warp: \d+ of 10", output)
     assert "of the gradient on generated flow" in output
-    extract = ["flow", "extract", "--videos", str(videos / "real"), "--out", str(tmp_path), "--pairs", "2"]
-    assert main(extract) == 0
-    assert main([*command, "--real", str(tmp_path)]) == 0
+    shards = str(tmp_path / "shards")
+    assert main(["flow", "extract", "--videos", str(videos / "real"), "--out", shards, "--pairs", "2"]) == 0
+    assert main([*command, "--real", shards]) == 0
     assert "give --real a folder of videos" in capsys.readouterr().out
 
 
