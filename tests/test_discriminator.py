@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from mp_hooks.discriminator.data import Clip, ClipFacts, FlowData, find_clips, f
 from mp_hooks.discriminator.evaluation import (
     Gain,
     _low,
+    ascent,
     auc,
     balance,
     calibrate,
@@ -27,6 +29,7 @@ from mp_hooks.discriminator.evaluation import (
     rigidity,
     score,
     score_by_source,
+    step_along,
     usefulness,
 )
 from mp_hooks.discriminator.evaluation import logits_of as discriminator_logits
@@ -145,6 +148,29 @@ def test_the_packaged_discriminator_is_small_and_not_saturated() -> None:
     (gradient,) = torch.autograd.grad(logits.sum(), flow)
     assert ((logits.sigmoid() > 0.02) & (logits.sigmoid() < 0.98)).all()
     assert (gradient.flatten(1).norm(dim=1) > 0).all()
+
+
+def test_the_packaged_discriminator_is_there_at_once() -> None:
+    def seconds() -> float:
+        began = time.perf_counter()
+        FlowDiscriminator.from_pretrained(default_discriminator())
+        return time.perf_counter() - began
+
+    assert min(seconds() for _ in range(3)) < 0.3
+
+
+def test_the_packaged_gradient_is_that_of_finite_differences_and_leads_upwards() -> None:
+    discriminator = FlowDiscriminator.from_pretrained(default_discriminator()).double()
+    generator = torch.Generator().manual_seed(0)
+    rough = torch.nn.functional.interpolate(torch.randn(8, 2, 12, 12, generator=generator), (64, 64), mode="bicubic")
+    flow = (field(64) + 0.5 * rough).double()
+    logits, gradient = ascent(discriminator, flow)
+    direction = torch.randn(flow.shape, generator=generator, dtype=torch.double)
+    step = 1e-6
+    ahead, behind = (discriminator(flow + sign * step * direction) for sign in (1, -1))
+    slope = (ahead - behind) / (2 * step)
+    torch.testing.assert_close((gradient * direction).sum(dim=(1, 2, 3)), slope.detach(), rtol=1e-5, atol=1e-7)
+    assert (discriminator(flow + step_along(gradient, flow, 0.01)) > logits).all()
 
 
 def test_mirrored_fields_are_those_of_mirrored_videos() -> None:
