@@ -21,7 +21,8 @@ COLUMNS, STEPS, SHARE, SIDE = 6, 10, 0.03, 128
 def draw_ascent(model: FlowDiscriminator, data: FlowData, path: Path) -> list[tuple[float, float]]:
     """Generated fields of up to six sources: before, after ten steps of 3 % of their RMS, and the change.
 
-    Writes the picture, three rows, each field in colours of its own scale; returns the logits before and after.
+    Writes the picture, three rows, colours scaled to the field before, and in the last to the change itself; returns
+    the logits before and after.
     """
     first: dict[str, int] = {}
     for place, number in enumerate(data.clip.tolist()):
@@ -35,7 +36,8 @@ def draw_ascent(model: FlowDiscriminator, data: FlowData, path: Path) -> list[tu
         logits.append(values)
         after = after + step_along(gradient, before, SHARE)
     logits.append(ascent(model, after)[0])
-    rows = [_row(fields, before) for fields in (before, after, after - before)]
+    change = after - before
+    rows = [_row(fields, scale) for fields, scale in ((before, before), (after, before), (change, change))]
     with replacing(path) as temporary:
         Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).numpy()).save(temporary, format="PNG")
     return list(zip(logits[0].tolist(), logits[-1].tolist(), strict=True))
