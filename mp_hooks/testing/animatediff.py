@@ -162,16 +162,6 @@ class AnimateDiffCase(DiffusersCase):
         frames = [host.vae.decode(frame / LATENT_SCALE).sample for frame in clean.unbind(2)]
         return torch.stack(frames, 2)
 
-    @contextmanager
-    def in_float64(self, host: Any) -> Iterator[None]:
-        """SparseCtrl too, though no gradient passes it."""
-        with super().in_float64(host):
-            if self.pictures:
-                host.controlnet.double()
-            yield
-        if self.pictures:
-            host.controlnet.float()
-
 
 def motion_lora(motion: dict[str, Tensor], rank: int = 2) -> dict[str, Tensor]:
     """A random MotionLoRA for these weights of motion modules, in the form in which they are published."""
