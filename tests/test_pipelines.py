@@ -11,13 +11,16 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from mp_hooks import backbones
 from mp_hooks.backbones.diffusers.unguided import UNGUIDED
 from mp_hooks.cli import patch
 from mp_hooks.errors import MotionPromptError
+from mp_hooks.guidance.tokens import SLOT, RoomyTokenizer, TextInput
 from mp_hooks.testing import tiny
 from mp_hooks.testing.conformance import Recorder, patched
+from mp_hooks.testing.pipelines import chat_tokenizer
 
 diffusers = pytest.importorskip("diffusers")
 ROOT = Path(__file__).parents[1]
@@ -106,3 +109,54 @@ def test_four_steps_have_a_guided_one(model: str) -> None:
 def test_the_pages_tell_what_the_registry_has() -> None:
     """Else: python scripts/hosts.py."""
     subprocess.run([sys.executable, "scripts/hosts.py", "--check"], cwd=ROOT, check=True)
+
+
+# Where room for the tokens is made: "S" in what a tokenizer gives a text encoder, and the mask below it.
+TEMPLATE = "<|im_start|> user a boat <|im_end|> assistant"
+ROOM = {
+    "after the prompt in a template": (
+        {"placement": "end", "end": "<|im_end|>", "padding": "max_length"},
+        "<|im_start|> user a boat S S <|im_end|> assistant <pad> <pad>",
+    ),
+    "before it": (
+        {"placement": "front", "end": "<|im_end|>", "skip": 2, "padding": "max_length"},
+        "<|im_start|> user S S a boat <|im_end|> assistant <pad> <pad>",
+    ),
+    "before padding on the left": (
+        {"placement": "end", "side": "left", "padding": "max_length"},
+        "<pad> <pad> <|im_start|> user a boat <|im_end|> assistant S S",
+    ),
+    "in a longer text where it has no fixed length": (
+        {"placement": "end", "end": "<|im_end|>", "padding": True},
+        "<|im_start|> user a boat S S <|im_end|> assistant",
+    ),
+    "in the prompt's place where there is no other": (
+        {"placement": "end", "end": "<|im_end|>", "skip": 2, "padding": "max_length", "length": 7},
+        "<|im_start|> user a S S <|im_end|> assistant",
+    ),
+}
+
+
+@pytest.mark.parametrize("place", ROOM)
+def test_room_is_made(place: str) -> None:
+    how, expected = ROOM[place]
+    tokenizer, report = chat_tokenizer(side=how.get("side", "right")), {"lost": 0}
+    end = tokenizer.convert_tokens_to_ids(how["end"]) if "end" in how else -1
+    text = TextInput(nn.Embedding(1, 1), end=end, tokenizer=(None, ""), skip=how.get("skip", 0))
+    roomy = RoomyTokenizer(tokenizer, text, 2, how["placement"], report)
+    given = roomy([TEMPLATE], padding=how["padding"], max_length=how.get("length", 10), return_tensors="pt")
+    ids, mask = (given[name][0].tolist() for name in ("input_ids", "attention_mask"))
+    words = ["S" if number == SLOT else tokenizer.convert_ids_to_tokens(number) for number in ids]
+    assert " ".join(words) == expected
+    assert mask == [int(word != "<pad>") for word in words]
+    assert report["lost"] == (1 if "length" in how else 0)
+
+
+def test_more_tokens_than_the_prompt_has_room_for_are_an_error() -> None:
+    tokenizer = chat_tokenizer()
+    text = TextInput(
+        nn.Embedding(1, 1), end=tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer=(None, ""), skip=2
+    )
+    roomy = RoomyTokenizer(tokenizer, text, 4, "end", {"lost": 0})
+    with pytest.raises(MotionPromptError, match="4 learnable tokens do not fit"):
+        roomy([TEMPLATE], padding="max_length", max_length=7, return_tensors="pt")
