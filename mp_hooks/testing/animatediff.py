@@ -80,6 +80,9 @@ class AnimateDiffCase(DiffusersCase):
         awaken(unet)
         return unet.eval()
 
+    def everything(self, host: Any) -> list[nn.Module]:
+        return [*super().everything(host), *([host.controlnet] if self.pictures else [])]
+
     def controlnet(self, unet: nn.Module) -> nn.Module:
         """The host's own SparseCtrl, made from `unet` as its script makes it."""
         unet.config.num_attention_heads = 8

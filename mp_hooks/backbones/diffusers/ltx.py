@@ -25,6 +25,7 @@ class LTX(BatchedGuidance):
 
     name = "diffusers-ltx"
     pipelines: ClassVar[tuple[str, ...]] = ("LTXPipeline", "LTXImageToVideoPipeline")
+    channels_dimension = 2
     mask_argument = "encoder_attention_mask"
     positive: ClassVar = {"encoder_hidden_states": 0, "encoder_attention_mask": 1}
     frames_factor = "vae_temporal_compression_ratio"
