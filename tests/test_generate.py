@@ -126,8 +126,7 @@ def test_any_family_with_and_without_guidance(name: str, saved: Any, tmp_path: P
     model = saved(name)
     pipe = load_pipeline(Generation(str(model), vae_tiling=name in TILED))
     settings, files = settings_of(name, pipe), []
-    inputs_of = getattr(tiny(name), "inputs", lambda taken: {})
-    inputs = inputs_of(list(inspect.signature(type(pipe).__call__).parameters))
+    inputs = tiny(name).inputs(list(inspect.signature(type(pipe).__call__).parameters))
     if "image" in inputs:
         inputs["image"].save(tmp_path / "picture.png")
         files = ["--image", str(tmp_path / "picture.png")]
