@@ -51,6 +51,8 @@ EXTRAS = {
         *("pytest>=7", "pytest-xdist", "pytest-cov", "hypothesis", "ruff", "mypy", "types-PyYAML", "types-tqdm"),
         *("opencv-python-headless", "timm", "selenium", "torchsde", *MINI),
     ],
+    # Clips on many machines by Ray's batch inference.
+    "ray": ["ray[data]>=2.9"],
     "bench": ["opencv-python-headless", "matplotlib"],
 }
 

@@ -13,7 +13,7 @@ PRESETS = ["exact", "paper"]  # the cheaper ones need sub-clips, or latents of S
 OURS = {"strict": True, "progress": False}  # an error, because nobody sees a warning here; ComfyUI has a bar of its own
 CONFIG = {option.name: option for option in fields(MotionPromptConfig)}
 ADVANCED = [
-    *("tokens", "placement", "init_word", "iterations", "learning_rate", "optimizer"),
+    *("tokens", "placement", "init_word", "iterations", "relative_rate", "optimizer"),
     *("pairs", "min_interval", "max_interval", "lambda_disc", "lambda_tv", "lambda_reg", "lambda_photo"),
     *("discriminator", "flow", "flow_weights", "checkpointing", "precision"),
 ]
@@ -71,7 +71,7 @@ class MotionPrompt:
         options: dict[str, Any] | None = None,
     ) -> tuple[Any]:
         given = {**OURS, **(options or {}), "start": start, "stop": stop}
-        given["learning_rate"] = strength * load_config(preset=preset, **given).learning_rate
+        given["relative_rate"] = strength * load_config(preset=preset, **given).relative_rate
         return (ComfyUI(clip, vae, text, load_config(preset=preset, **given)).guide(model),)
 
 

@@ -175,8 +175,9 @@ def _write_h264(path: Path, frames: np.ndarray, fps: float, lossless: bool) -> N
         with av.open(str(path), "w") as container:
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
             stream.height, stream.width = frames.shape[1:3]
-            stream.thread_count = 1  # several race, and equal frames come out as other bytes
-            stream.pix_fmt, stream.options = ("yuv444p", {"qp": "0"}) if lossless else ("yuv420p", {"crf": "16"})
+            # without mbtree, which reads memory that nobody wrote: equal frames came out as other bytes
+            quality = {"crf": "16", "mbtree": "0"}
+            stream.pix_fmt, stream.options = ("yuv444p", {"qp": "0"}) if lossless else ("yuv420p", quality)
             for frame in frames:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
             container.mux(stream.encode())

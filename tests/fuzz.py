@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import traceback
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -29,11 +29,11 @@ from kills import TOY, TOY_FILES
 from tqdm import tqdm
 
 from mp_hooks import patching
-from mp_hooks.cli.generate import _clips
 from mp_hooks.config import MotionPromptConfig, add_config_flags, config_from_flags, load_config
 from mp_hooks.discriminator import FlowDiscriminator
 from mp_hooks.discriminator.model import CONFIG_FILE, WEIGHTS_FILE, DiscriminatorConfig
 from mp_hooks.errors import MotionPromptError
+from mp_hooks.generation import clips_of, read_prompts
 from mp_hooks.guidance.trace import read_trace
 from mp_hooks.lab.study.ballots import Study, parse_ballot
 from mp_hooks.patching.edit import apply_edits, count_applied, remove_edits
@@ -173,7 +173,10 @@ def ballot(rng: random.Random, where: Path) -> None:
 def prompts(rng: random.Random, where: Path) -> None:
     lines = "\n".join(rng.choice(["a boat", "a tiger", *NASTY]) for _ in range(rng.randrange(5)))
     path = write(where / "prompts.txt", spoil(rng, lines.encode()))
-    for name, _, _ in _clips(Namespace(prompts=path, seeds=2, seed=0)):
+    if rng.random() < 0.5:
+        entries = [{"prompt_en": line, "image_name": rng.choice(["x.jpg", line])} for line in lines.splitlines()]
+        path = write(where / "prompts.json", spoil(rng, json.dumps(mixed(rng, entries)).encode()))
+    for name in (clip.name for clip in clips_of(read_prompts(path), samples=2)):
         if (where / "out" / name).parent != where / "out" or name in (".", ".."):
             raise Bad(f"a clip outside the folder: {name!r}")
         (where / "out" / name).write_bytes(b"")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ from mp_hooks.testing.case import DISCRIMINATOR
 ROOT = Path(__file__).parents[1]
 WORKFLOWS = ROOT / "comfyui/workflows"
 NAMES = ["wan_t2v", "ltxv_t2v"]
+FORMS = (".json", ".api.json")  # of the editor, of the server
 PACK = patching.PACKS["comfyui"]
 NEEDED = ("aiohttp", "sentencepiece", "torchsde", "transformers", "matplotlib")
 MODEL, LATENTS, GUIDE, SAMPLER, VIDEO, TRACE, DRAWN = "1", "7", "9", "10", "12", "13", "14"  # nodes of the workflows
@@ -65,7 +67,7 @@ class Server:
         self.ask("/free", {"free_memory": True})  # forgets what nodes came to
         saved = {"class_type": "SaveLatent", "inputs": {"samples": [SAMPLER, 0], "filename_prefix": "tests/latent"}}
         result = self.wait(self.queue({**graph, "save": saved}))
-        assert result["status"]["status_str"] == "success", told(result, "execution_error")
+        assert result["status"]["status_str"] == "success", (told(result, "execution_error") or {})["exception_message"]
         self.outputs = result["outputs"]
         (file,) = self.outputs["save"]["latents"]
         return load_file(self.root / "output" / file["subfolder"] / file["filename"])["latent_tensor"]
@@ -144,14 +146,14 @@ def tiny(name: str, **options: Any) -> Graph:
     size = {"width": 32, "height": 32, "length": 5} if name == "wan_t2v" else {"width": 64, "height": 64, "length": 9}
     change(graph, LATENTS, **size)
     change(graph, SAMPLER, steps=4, cfg=2.0)
-    change(graph, GUIDE, start=0.25, stop=0.75, strength=20.0, options=["options", 0])
+    change(graph, GUIDE, start=0.25, stop=0.75, strength=5.0, options=["options", 0])
     values = {**OPTIONS, "discriminator": str(DISCRIMINATOR), "iterations": 2, "tokens": 4, **options}
     graph["options"] = {"class_type": "MotionPrompt Options", "inputs": values}
     return graph
 
 
 OPTIONS = {
-    **{"tokens": 1, "placement": "end", "init_word": "authentic", "learning_rate": 0.01, "optimizer": "adam"},
+    **{"tokens": 1, "placement": "end", "init_word": "authentic", "relative_rate": 0.1, "optimizer": "adam"},
     **{"pairs": 1, "min_interval": 1, "max_interval": 3, "lambda_disc": 1.0, "lambda_tv": 0.1, "lambda_reg": 0.01},
     **{"lambda_photo": 30.0, "flow": "", "flow_weights": "", "checkpointing": "auto", "precision": "auto"},
 }
@@ -164,14 +166,33 @@ def change(graph: Graph, node: str, **inputs: Any) -> Graph:
 
 def plain(graph: Graph) -> Graph:
     """The workflow without our nodes."""
-    rest = {name: node for name, node in graph.items() if not node["class_type"].startswith("MotionPrompt")}
+    rest = copy.deepcopy(graph)
+    rest = {name: node for name, node in rest.items() if not node["class_type"].startswith("MotionPrompt")}
     rest = {name: node for name, node in rest.items() if node["inputs"].get("images") != [TRACE, 0]}
     return change(rest, SAMPLER, model=graph[GUIDE]["inputs"]["model"])
 
 
 def assert_shows(guided: Tensor, vanilla: Tensor) -> None:
     assert guided.isfinite().all()
-    assert (guided - vanilla).norm() > 0.01 * vanilla.norm(), "guidance hardly changes this clip"
+    assert (guided - vanilla).norm() > 5e-3 * vanilla.norm(), "guidance hardly changes this clip"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_forms_of_a_workflow_are_one(name: str) -> None:
+    graph, prompt = (json.loads((WORKFLOWS / f"{name}{form}").read_text(encoding="utf-8")) for form in FORMS)
+    links = {number: [str(source), output] for number, source, output, *_ in graph["links"]}
+    as_prompt = {}
+    for node in graph["nodes"]:
+        values, inputs = iter(node["widgets_values"]), {}
+        for entry in node["inputs"]:
+            if "widget" in entry:
+                inputs[entry["name"]] = next(values)
+                if entry["name"] == "seed":
+                    next(values)  # what the editor does to it after a run
+            if entry["link"] is not None:
+                inputs[entry["name"]] = links[entry["link"]]
+        as_prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    assert as_prompt == prompt
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -191,7 +212,9 @@ def test_gradient_is_that_of_finite_differences(
     server: Server, vanilla: dict[str, Tensor], name: str, checkpointing: str
 ) -> None:
     """In float32, as ComfyUI has it; steps are taken with its own conditioning, so nothing changes but rounding."""
-    graph = tiny(name, checkpointing=checkpointing, lambda_tv=1.0)
+    graph = tiny(name, checkpointing=checkpointing, lambda_photo=0.0)
+    for node in (TRACE, DRAWN):  # there are no updates to draw
+        del graph[node]
     graph["change"] = {"class_type": "TinyDifferences", "inputs": {"model": [GUIDE, 0]}}
     graph["slopes"] = {"class_type": "TinySlopes", "inputs": {"model": ["change", 0], "samples": [SAMPLER, 0]}}
     change(graph, SAMPLER, model=["change", 0])

@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from types import FunctionType
 from typing import Any
 
 import pytest
-from upstreams import needs
+import torch
+from upstreams import needs, slow
 
 from mp_hooks import patching
-from mp_hooks.backbones import BACKBONES
+from mp_hooks.backbones import BACKBONES, adapter_class
 from mp_hooks.testing import CASES, ConformanceSuite, HostCase, tiny
 from mp_hooks.testing.diffusers import AnimateDiffCase
 from mp_hooks.testing.videocrafter import VideoCrafterImageCase
 
+# What is fast: the whole kit where every way to call a denoiser is met once, and its core for all others.
+CORE = ("test_off_on_off", "test_prediction_is_the_hosts_own", "test_gradient_is_that_of_finite_differences")
 
-def suite(name: str) -> type[ConformanceSuite]:
-    """The kit on the tiny instance of adapter `name`."""
-    made = type(f"Test{name.title().replace('-', '')}", (ConformanceSuite,), {"case": tiny(name)})
-    for mark in needs(name):
+
+def suite(case: HostCase, title: str, whole: bool) -> type[ConformanceSuite]:
+    """The kit on a tiny instance; where it is not the whole, what is not its core is slow."""
+    members: dict[str, Any] = {"case": case}
+    for name, test in vars(ConformanceSuite).items():
+        if name.startswith("test_") and name not in CORE and not whole:
+            copied = FunctionType(test.__code__, test.__globals__, name, test.__defaults__, test.__closure__)
+            vars(copied).update(vars(test), pytestmark=[*getattr(test, "pytestmark", []), pytest.mark.slow.mark])
+            members[name] = copied
+    made = type(f"Test{title}", (ConformanceSuite,), members)
+    for mark in needs(case.name):
         made = mark(made)
     return made
 
 
-SUITES = [suite(name) for name in CASES]
-globals().update({made.__name__: made for made in SUITES})  # where pytest looks for them
+SUITES = [suite(tiny(name), re.sub(r"[-.]", "", name.title()), not slow(name)) for name in CASES]
+RELATIVES = [
+    suite(tiny(name, pipeline=pipeline), pipeline, whole=False)
+    for name in BACKBONES
+    for pipeline in getattr(adapter_class(name), "pipelines", ())[1:]
+]
+globals().update({made.__name__: made for made in (*SUITES, *RELATIVES)})  # where pytest looks for them
 
 
 def test_every_adapter_is_held_to_the_kit() -> None:
@@ -122,10 +139,69 @@ class TestDiffusersAnimateDiffWithFreeInit(ConformanceSuite):
     case = FreeInitCase()
 
 
+class IPAdapterCase(AnimateDiffCase):
+    """With the image prompt of a random IP-Adapter."""
+
+    def build(self, diffusers: Any) -> Any:
+        pipe = super().build(diffusers)
+        crossed = [name for name in pipe.unet.attn_processors if "motion" not in name and "attn2" in name]
+        layers = {
+            f"{2 * number + 1}.to_{part}_ip.weight": torch.randn(32, 32) / 6
+            for number in range(len(crossed))
+            for part in "kv"
+        }
+        projection = {"proj.weight": torch.randn(4 * 32, 16), "proj.bias": torch.zeros(4 * 32)}
+        projection |= {"norm.weight": torch.ones(32), "norm.bias": torch.zeros(32)}
+        pipe.unet._load_ip_adapter_weights([{"image_proj": projection, "ip_adapter": layers}])
+        return pipe
+
+    def inputs(self, taken: Any) -> dict[str, Any]:
+        return {"ip_adapter_image_embeds": [torch.randn(4, 1, 16, generator=torch.Generator().manual_seed(0))]}
+
+
+class TestDiffusersAnimateDiffWithIPAdapter(ConformanceSuite):
+    """Each branch has its own half of the image's embedding."""
+
+    case = IPAdapterCase()
+
+
 class TestCogVideoXDynamicGuidance(ConformanceSuite):
     """The guidance scale changes from step to step."""
 
     case = guided_throughout(tiny("diffusers-cogvideox", use_dynamic_cfg=True, guidance_scale=4.0))
+
+
+@pytest.mark.slow
+class TestWanWithTwoTransformers(ConformanceSuite):
+    """Wan 2.2: the second one samples the steps of little noise, with a guidance scale of its own."""
+
+    case = guided_throughout(tiny("diffusers-wan", boundary=0.9, guidance_scale_2=3.0))
+
+
+@pytest.mark.slow
+class TestHunyuanVideoWithNegativePrompt(ConformanceSuite):
+    """Classifier-free guidance beside the distilled one."""
+
+    case = tiny("diffusers-hunyuan-video", true_cfg_scale=3.0, negative_prompt=["else", "else"])
+
+
+GUIDERS = {
+    "ClassifierFreeZeroStarGuidance": {"guidance_scale": 4.0, "zero_init_steps": 0},
+    "AdaptiveProjectedGuidance": {"guidance_scale": 4.0, "adaptive_projected_guidance_momentum": -0.5},
+    "SkipLayerGuidance": {
+        "guidance_scale": 4.0,
+        "skip_layer_guidance_scale": 2.0,
+        "skip_layer_guidance_layers": [0],
+        "skip_layer_guidance_start": 0.0,
+        "skip_layer_guidance_stop": 1.0,
+    },
+}
+globals().update(
+    {
+        f"Test{guider}": suite(tiny("diffusers-hunyuan-video15", guider=guider, guiding=guiding), guider, whole=False)
+        for guider, guiding in GUIDERS.items()
+    }
+)
 
 
 class TestWanWithoutGuidance(ConformanceSuite):

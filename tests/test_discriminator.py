@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from textures import make_video
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from mp_hooks.discriminator.data import Clip, ClipFacts, FlowData, find_clips, f
 from mp_hooks.discriminator.evaluation import (
     Gain,
     _low,
+    ascent,
     auc,
     balance,
     calibrate,
@@ -26,6 +29,7 @@ from mp_hooks.discriminator.evaluation import (
     rigidity,
     score,
     score_by_source,
+    step_along,
     usefulness,
 )
 from mp_hooks.discriminator.evaluation import logits_of as discriminator_logits
@@ -144,6 +148,29 @@ def test_the_packaged_discriminator_is_small_and_not_saturated() -> None:
     (gradient,) = torch.autograd.grad(logits.sum(), flow)
     assert ((logits.sigmoid() > 0.02) & (logits.sigmoid() < 0.98)).all()
     assert (gradient.flatten(1).norm(dim=1) > 0).all()
+
+
+def test_the_packaged_discriminator_is_there_at_once() -> None:
+    def seconds() -> float:
+        began = time.perf_counter()
+        FlowDiscriminator.from_pretrained(default_discriminator())
+        return time.perf_counter() - began
+
+    assert min(seconds() for _ in range(3)) < 0.3
+
+
+def test_the_packaged_gradient_is_that_of_finite_differences_and_leads_upwards() -> None:
+    discriminator = FlowDiscriminator.from_pretrained(default_discriminator()).double()
+    generator = torch.Generator().manual_seed(0)
+    rough = torch.nn.functional.interpolate(torch.randn(8, 2, 12, 12, generator=generator), (64, 64), mode="bicubic")
+    flow = (field(64) + 0.5 * rough).double()
+    logits, gradient = ascent(discriminator, flow)
+    direction = torch.randn(flow.shape, generator=generator, dtype=torch.double)
+    step = 1e-6
+    ahead, behind = (discriminator(flow + sign * step * direction) for sign in (1, -1))
+    slope = (ahead - behind) / (2 * step)
+    torch.testing.assert_close((gradient * direction).sum(dim=(1, 2, 3)), slope.detach(), rtol=1e-5, atol=1e-7)
+    assert (discriminator(flow + step_along(gradient, flow, 0.01)) > logits).all()
 
 
 def test_mirrored_fields_are_those_of_mirrored_videos() -> None:
@@ -357,7 +384,7 @@ def test_direction_names_what_the_gradient_asks_for() -> None:
     assert smooth.smooth > 0.99
     assert smooth.turn < 0.1
     assert shrink.together > 0.99
-    assert smooth.rise > 0
+    assert 0 < smooth.rises[0.01] < smooth.rises[0.1]
     data.flow = torch.full_like(data.flow, 3.0)  # to be turned from (3, 3) towards (9, -9)
     assert direction(Asks("turn"), data).turn > 0.7  # type: ignore[arg-type]
 
@@ -492,14 +519,17 @@ def test_evaluation_tells_sources_faults_and_what_the_gradient_asks_for(
     videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["discriminator", "eval", "default", "--fake", str(videos / "fake"), "--pairs", "2"]
-    assert main([*command, "--real", str(videos / "real")]) == 0
+    assert main([*command, "--real", str(videos / "real"), "--drawing", str(tmp_path / "steps.png")]) == 0
     output = capsys.readouterr().out
+    before, after = map(float, re.search(r"steps.png: (\S+) to (\S+)", output).groups())
+    assert after > before
+    assert Image.open(tmp_path / "steps.png").size == (128, 3 * 128), "one source, three rows"
     assert "model: " in output.partition("by generator, worst first:")[2]
     assert re.search(r"warp: \d+ of 10", output)
     assert "of the gradient on generated flow" in output
-    extract = ["flow", "extract", "--videos", str(videos / "real"), "--out", str(tmp_path), "--pairs", "2"]
-    assert main(extract) == 0
-    assert main([*command, "--real", str(tmp_path)]) == 0
+    shards = str(tmp_path / "shards")
+    assert main(["flow", "extract", "--videos", str(videos / "real"), "--out", shards, "--pairs", "2"]) == 0
+    assert main([*command, "--real", shards]) == 0
     assert "give --real a folder of videos" in capsys.readouterr().out
 
 

@@ -24,7 +24,8 @@ ROOT = Path(__file__).parents[1]
 README, OPTIONS = ROOT / "README.md", ROOT / "docs/options.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 
-TOOLS = {"bash", "cd", "cp", "motionprompt", "mp-patch", "pip", "pytest", "python", "torchrun"}
+LAUNCHERS = {"accelerate", "srun", "torchrun"}
+TOOLS = {"bash", "cd", "cp", "motionprompt", "mp-patch", "pip", "pytest", "python", *LAUNCHERS}
 FOLDERS = (
     "mp_hooks",
     "docs",
@@ -164,7 +165,7 @@ def faults_of_line(line: str) -> Iterator[str]:
         words = [] if joined else list(command)
         while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
             words = words[1:]
-        if words and words[0] == "torchrun" and "motionprompt" in words:
+        if words and words[0] in LAUNCHERS and "motionprompt" in words:
             words = words[words.index("motionprompt") :]
         if words:
             yield from faults_of_command(*words)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from resumption import assert_same_trace, kill_when
 
 from mp_hooks import motionprompt
 from mp_hooks.cli.main import main
@@ -82,15 +80,17 @@ def test_prompts_share_nothing_between_seeds() -> None:
     assert not any("authentic" in prompt or "steady" in prompt for prompt, *_ in one)
 
 
-def test_generate_with_and_without(tmp_path: Path) -> None:
-    for flags in ([], ["--motionprompt", "--no-mp-progress"]):
-        prompt = ["--prompt", "a red circle moving left", "--steps", "8"]
-        assert main(["generate", *prompt, "--out", str(tmp_path), *flags]) == 0
-    plain, guided = (read_frames(tmp_path / f"00-seed0{name}.gif") for name in ("", "-motionprompt"))
+def test_generate_samples_the_mini_model_unless_told(tmp_path: Path) -> None:
+    """With its own guidance, which is written beside the clips."""
+    prompt = "a red circle moving left"
+    for out, flags in (("plain", []), ("guided", ["--motionprompt"])):
+        words = ["generate", "--prompt", prompt, "--steps", "8", "--out", str(tmp_path / out), *flags]
+        assert main(words) == 0
+    plain, guided = (read_frames(tmp_path / out / f"{prompt}-0.mp4") for out in ("plain", "guided"))
     assert plain.shape == (8, 3, 64, 64)
     assert not torch.equal(plain, guided)
-    assert (tmp_path / "config.yaml").is_file()
-    assert (tmp_path / "trace.jsonl").is_file()
+    assert load_config(tmp_path / "guided/config.yaml") == mini.guidance()
+    assert (tmp_path / "guided/traces" / f"{prompt}-0.jsonl").is_file()
 
 
 @pytest.mark.parametrize(
@@ -98,8 +98,6 @@ def test_generate_with_and_without(tmp_path: Path) -> None:
     [
         (["compare", "--methods", "baseline", "magic"], "magic"),
         (["compare", "--prompts", "0"], "at least 1"),
-        (["generate", "--prompt", "x", "--steps", "0"], "at least 1"),
-        (["generate", "--prompt", "x", "--model", "nowhere"], "no mini model"),
     ],
 )
 def test_bad_input_is_one_sentence(
@@ -107,55 +105,3 @@ def test_bad_input_is_one_sentence(
 ) -> None:
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
-
-
-def test_generate_for_a_file_of_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two shards make what VBench asks for; a second run keeps what is there and makes what is not."""
-    (tmp_path / "prompts.txt").write_text("a red circle moving left\n\na blue square moving up\n")
-    out = tmp_path / "out"
-    command = ["generate", "--prompts", str(tmp_path / "prompts.txt"), "--seeds", "5", "--steps", "2"]
-    command += ["--out", str(out), "--motionprompt", "--mp-iterations", "1"]
-    assert main([*command, "--shard", "1/2"]) == 0
-    names = [
-        f"{prompt}-{i}.mp4" for prompt in ("a red circle moving left", "a blue square moving up") for i in range(5)
-    ]
-    assert sorted(path.name for path in out.glob("*.mp4")) == sorted(names[8:])
-    assert main([*command, "--shard", "0/2"]) == 0
-    assert sorted(path.name for path in out.glob("*.mp4")) == sorted(names)
-    assert sorted(path.name for path in (out / "traces").iterdir()) == ["00000.jsonl", "00001.jsonl"]
-    assert "torch " in (out / "versions.txt").read_text()
-    first = read_frames(out / names[8])
-    assert not torch.equal(first, read_frames(out / names[9]))
-    (out / names[8]).unlink()
-    kept = {name: (out / name).stat().st_mtime_ns for name in names[:8]}
-    assert main(command) == 0
-    assert {name: (out / name).stat().st_mtime_ns for name in names[:8]} == kept
-    # x264 is not the same to the bit
-    assert (read_frames(out / names[8]).float() - first).abs().mean() < 2
-    assert (read_frames(out / names[9]).float() - first).abs().mean() > 5
-    assert main([*command, "--mp-iterations", "2"]) == 2
-    assert "guidance.iterations" in capsys.readouterr().err
-    for shard in ("2/2", "x"):
-        assert main([*command, "--shard", shard]) == 2
-        assert "--shard" in capsys.readouterr().err
-
-
-def test_generate_goes_on_after_a_kill(tmp_path: Path) -> None:
-    """Killed while it samples the second batch: clips and traces are an unbroken run's, finished clips untouched."""
-    (tmp_path / "prompts.txt").write_text("a red circle moving left\na blue square moving up\n")
-    command = ["generate", "--prompts", str(tmp_path / "prompts.txt"), "--seeds", "5", "--steps", "2"]
-    command += ["--motionprompt", "--mp-iterations", "1", "--out"]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert main([*command, str(whole)]) == 0
-    program = str(Path(sys.executable).with_name("motionprompt"))
-    kill_when((killed / "traces/00001.jsonl").exists, [program, *command, str(killed)], tmp_path)
-    finished = {path.name: path.stat().st_mtime_ns for path in killed.glob("*.mp4") if path.name[0] != "."}
-    assert len(finished) == 8
-    assert main([*command, str(killed)]) == 0
-    assert {name: (killed / name).stat().st_mtime_ns for name in finished} == finished
-    assert sorted(path.name for path in killed.iterdir()) == sorted(path.name for path in whole.iterdir())
-    for path in whole.glob("*.mp4"):
-        # x264 is not the same to the bit
-        assert (read_frames(path).float() - read_frames(killed / path.name).float()).abs().mean() < 2
-    for path in (whole / "traces").iterdir():
-        assert_same_trace(path, killed / "traces" / path.name)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import pytest
 import torch
 from torch import Tensor
-from upstreams import needs
+from upstreams import needs, slow
 
 from mp_hooks import backbones
 from mp_hooks.config import MotionPromptConfig
@@ -68,7 +68,9 @@ def updates(trace: Path) -> list[dict[str, Any]]:
     return [record for record in read_trace(trace) if record["event"] == "iteration"]
 
 
-@pytest.fixture(scope="module", params=["mini", *(pytest.param(name, marks=needs(name)) for name in CASES)])
+@pytest.fixture(
+    scope="module", params=["mini", *(pytest.param(name, marks=[*needs(name), *slow(name)]) for name in CASES)]
+)
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
     case = MiniCase() if request.param == "mini" else tiny(request.param)
     with case.open() as host:

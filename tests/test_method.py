@@ -85,6 +85,26 @@ def test_a_module_in_float32_has_its_very_weights_back() -> None:
     assert {name: (tensor.data_ptr(), tensor.dtype) for name, tensor in module.state_dict().items()} == places
 
 
+def test_updates_are_computed_without_tensorfloat32_and_the_users_choice_comes_back(pipe: Any) -> None:
+    """Convolutions take it by default on CUDA; the flags are there on a CPU too."""
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    places = [(cuda, "fp32_precision"), (cudnn.conv, "fp32_precision")] if hasattr(cudnn, "conv") else []
+    places, fast = (places, "tf32") if places else ([(cuda, "allow_tf32"), (cudnn, "allow_tf32")], True)
+    before, seen = [getattr(*place) for place in places], []
+    method = Recorder(CASE.config)
+    method.observers.append(lambda _run, _update: seen.append([getattr(*place) for place in places]))
+    try:
+        for place in places:
+            setattr(*place, fast)
+        with patched(pipe, method):
+            CASE.sample(pipe, CASE.prompts, seed=7)
+        assert seen and not any(fast in flags for flags in seen)
+        assert [getattr(*place) for place in places] == [fast, fast]
+    finally:
+        for place, value in zip(places, before, strict=True):
+            setattr(*place, value)
+
+
 @pytest.mark.filterwarnings("ignore:.*not finite")
 def test_a_loss_scale_that_overflows_comes_down_and_stays_down(half: Any) -> None:
     method = Recorder(replace(CASE.config, loss_scale=2.0**24))

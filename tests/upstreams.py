@@ -16,6 +16,16 @@ def needs(name: str) -> list[pytest.MarkDecorator]:
     return [pytest.mark.upstream(name)] if name in patching.names() else []
 
 
+# Families of pipelines whose tests beyond the kit's core are fast: every way to call a denoiser is met in one of them.
+FIRST = ("animatediff", "text-to-video-sd", "cogvideox", "wan", "ltx", "hunyuan-video15")
+
+
+def slow(name: str) -> list[pytest.MarkDecorator]:
+    """A mark for what is tested on the tiny host `name` where that is a further family."""
+    first = not name.startswith("diffusers-") or name.removeprefix("diffusers-") in FIRST
+    return [] if first else [pytest.mark.slow]
+
+
 def unpatched(name: str, folder: Path) -> Path:
     """A copy, in the new `folder`, of a host's code in third_party/: unpatched, all committed to a git of its own."""
     manifest = patching.load(name)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from mp_hooks.backbones.diffusers.unguided import refuse
 from mp_hooks.errors import MotionPromptError, unknown_name
 
 if TYPE_CHECKING:
@@ -22,10 +23,26 @@ BACKBONES = {
     "lavie": "mp_hooks.backbones.inflated.lavie:LaVie",
     "animatediff": "mp_hooks.backbones.inflated.animatediff:AnimateDiff",
     "diffusers-animatediff": "mp_hooks.backbones.diffusers.animatediff:AnimateDiff",
+    "diffusers-animatediff-pag": "mp_hooks.backbones.diffusers.pag:AnimateDiffPAG",
+    "diffusers-i2vgen-xl": "mp_hooks.backbones.diffusers.text_to_video_sd:I2VGenXL",
     "diffusers-text-to-video-sd": "mp_hooks.backbones.diffusers.text_to_video_sd:TextToVideoSD",
     "diffusers-cogvideox": "mp_hooks.backbones.diffusers.cogvideox:CogVideoX",
     "diffusers-wan": "mp_hooks.backbones.diffusers.wan:Wan",
+    "diffusers-wan-modular": "mp_hooks.backbones.diffusers.modular:WanModular",
     "diffusers-ltx": "mp_hooks.backbones.diffusers.ltx:LTX",
+    "diffusers-ltx-condition": "mp_hooks.backbones.diffusers.ltx_condition:LTXCondition",
+    "diffusers-hunyuan-video": "mp_hooks.backbones.diffusers.hunyuan:HunyuanVideo",
+    "diffusers-hunyuan-video15": "mp_hooks.backbones.diffusers.guided:HunyuanVideo15",
+    "diffusers-motif-video": "mp_hooks.backbones.diffusers.guided:MotifVideo",
+    "diffusers-mochi": "mp_hooks.backbones.diffusers.t5:Mochi",
+    "diffusers-allegro": "mp_hooks.backbones.diffusers.t5:Allegro",
+    "diffusers-latte": "mp_hooks.backbones.diffusers.t5:Latte",
+    "diffusers-sana-video": "mp_hooks.backbones.diffusers.chat:SanaVideo",
+    "diffusers-easyanimate": "mp_hooks.backbones.diffusers.chat:EasyAnimate",
+    "diffusers-kandinsky5": "mp_hooks.backbones.diffusers.kandinsky:Kandinsky5",
+    "diffusers-cosmos": "mp_hooks.backbones.diffusers.cosmos:Cosmos",
+    "diffusers-cosmos2": "mp_hooks.backbones.diffusers.cosmos:Cosmos2",
+    "diffusers-cosmos2.5": "mp_hooks.backbones.diffusers.cosmos:Cosmos25",
 }
 
 ADAPTER = "_motionprompt_adapter"  # where a patched host keeps its adapter, so that both are collected together
@@ -50,6 +67,7 @@ def adapter_for(host: Any) -> Adapter:
         candidate = adapter_class(name)
         if candidate.recognises(host):
             return candidate(host)
+    refuse(*(base.__name__ for base in type(host).__mro__ if base.__module__.startswith("diffusers.")))
     raise MotionPromptError(
         f"no adapter knows {type(host).__module__}.{type(host).__qualname__}; there are adapters for: "
         f"{', '.join(BACKBONES)} (docs/porting.md tells how to write one)"

@@ -48,6 +48,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     evaluate.add_argument(
         "--calibrated", type=Path, metavar="DIR", help="also write it there, at the temperature that fits best"
     )
+    evaluate.add_argument(
+        "--drawing", type=Path, metavar="PNG", help="draw generated flow before and after steps along its gradient"
+    )
     evaluate.set_defaults(run=_evaluate)
 
     confounds = commands.add_parser("confounds", help="what gives the class away, with and without normalising it")
@@ -248,6 +251,11 @@ def _evaluate(args: argparse.Namespace) -> int:
         print("clips whose score falls when real ones are corrupted:")
         for name, share in falls(model, _corrupted(args, model, data)).items():
             print(f"  {name}: {share}")
+    if args.drawing:
+        from mp_hooks.lab.experiments.ascent import draw_ascent
+
+        steps = ", ".join(f"{before:.2f} to {after:.2f}" for before, after in draw_ascent(model, data, args.drawing))
+        print(f"logits in {args.drawing}: {steps}")
     if args.calibrated:
         print(f"at temperature {calibrate(model, data):.2f}, {usefulness(model, data)}")
         model.save_pretrained(args.calibrated)

@@ -48,6 +48,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     model.add_argument("--dtype", default="auto", help="auto, float32, float16, bfloat16 (default: bfloat16 on a GPU)")
     model.add_argument("--device", help="default: this process's GPU, or the CPU")
     model.add_argument("--offload", default="none", help="none, model, sequential: from the GPU (default: none)")
+    model.add_argument("--vae-tiling", action="store_true", help="decode by tiles, for less memory")
     model.add_argument("--scheduler", metavar="CLASS", help="of diffusers, with the model's settings")
     model.add_argument("--lora", metavar="FOLDER_OR_HUB_ID", help="LoRA weights")
     model.add_argument("--lora-scale", type=float, default=1.0, help="default: %(default)s")
@@ -100,6 +101,7 @@ def _settings(args: argparse.Namespace) -> Generation:
         dtype=args.dtype,
         device=args.device,
         offload=args.offload,
+        vae_tiling=args.vae_tiling,
         allow_pickle=args.allow_pickle,
         scheduler=args.scheduler,
         lora=args.lora,

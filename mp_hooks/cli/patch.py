@@ -8,6 +8,7 @@ from pathlib import Path
 from shlex import quote
 
 from mp_hooks import patching
+from mp_hooks.backbones.diffusers.unguided import refuse
 from mp_hooks.errors import MotionPromptError, exits_cleanly
 
 
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("give the NAME of a host; mp-patch --list shows them")
     if args.name in patching.PACKS:
         return _pack(patching.PACKS[args.name], args)
+    refuse(args.name)
     manifest = patching.load(args.name)
     repo = args.repo or patching.default_checkout(manifest)
     if args.status:

@@ -28,9 +28,9 @@ MotionPrompt guidance; it is not a detector of generated video.
   apart at about {config.frame_rate:g} frames a second. Flow of another estimator or rate is unfamiliar to it.
 
 ## Data
-{report["clips"]["train"]} clips in training, {report["clips"]["held_out"]} held out (whole groups of clips sharing a
-prompt, pair or twin). Every clip was cut to its centre square, brought to a common size and rate, freed of black
-borders and of pairs without motion.
+{report["clips"]["train"]} clips in training, {report["clips"]["held_out"]} held out: whole groups of clips sharing a
+prompt, pair or twin. "Corrupted" are real clips with a fault put in, in training only. Every clip was cut to its centre
+square, brought to a common size and rate, freed of black borders and of pairs without motion.
 
 | class | source | clips | licence |
 |---|---|---|---|
@@ -60,9 +60,9 @@ The logits were divided by {report["temperature"]:.2f}, the temperature of least
 {report["uncalibrated"]["gradient"]:.2g} | {useful["gradient"]:.2g} |
 
 ## Limits
-Few clips, and most real ones from one collection: content and camera work of that collection are part of what it
-learned. Generated clips come from the sources above only. It looks at motion between two frames, not appearance, and
-fields, not clips. A high phi does not mean that a video is real or good.
+The sources above are all it knows; content and camera work of the real collections are part of what it learned. It
+looks at the motion between two frames, not at appearance and not at clips: frames in the wrong order and a shaking
+camera are not faults to it. A high phi does not mean that a video is real or good.
 """
         )
 

@@ -15,6 +15,7 @@ from mp_hooks.discriminator.model import FlowDiscriminator, in_units_of_rms, log
 
 BATCH = 256
 RESAMPLES = 1000
+STEP_SIZES = (0.01, 0.03, 0.1)  # of a field's RMS
 TEMPERATURES = torch.logspace(-1, 1, 201)
 
 
@@ -308,13 +309,14 @@ class Direction:
     turn: float  # along the field with every vector turned by 90 degrees
     smooth: float  # along blurs of the field, less the field
     together: float  # in the span of these
-    rise: float  # of the logit, after a step along it of a tenth of the field's RMS
+    rises: dict[float, float]  # of the logit, after a step along it of this share of the field's RMS
 
     def __str__(self) -> str:
         return (
             f"of the gradient on generated flow, shrinking or growing is {self.shrink:.0%}, turning {self.turn:.0%}, "
-            f"smoothing {self.smooth:.0%}, all of them {self.together:.0%}; "
-            f"a step of a tenth of the flow's RMS along it raises the logit by {self.rise:.2g}"
+            f"smoothing {self.smooth:.0%}, all of them {self.together:.0%}; a step along it "
+            "raises the logit, by its share of the flow's RMS: "
+            + ", ".join(f"{share:.0%} by {rise:+.2f}" for share, rise in self.rises.items())
         )
 
 
@@ -323,7 +325,6 @@ def direction(model: FlowDiscriminator, data: FlowData, fields: int = 256) -> Di
     flow = data.flow[data.real == 0].float()
     flow = flow[:: max(1, len(flow) // fields)][:fields]
     logits, gradient = ascent(model, flow)
-    after = ascent(model, flow + step_along(gradient, flow))[0]
     turned = torch.stack([-flow[:, 1], flow[:, 0]], dim=1)
     blurs = [_low(flow, cells) - flow for cells in (2, 4, 8)]
 
@@ -336,9 +337,11 @@ def direction(model: FlowDiscriminator, data: FlowData, fields: int = 256) -> Di
         inside = torch.einsum("bnk,bn->bk", along, whole).square().sum(1) / whole.square().sum(1)
         return inside.median().item()
 
-    return Direction(
-        share(flow), share(turned), share(*blurs), share(flow, turned, *blurs), (after - logits).median().item()
-    )
+    rises = {
+        size: (logits_of(model, flow + step_along(gradient, flow, size)) - logits).median().item()
+        for size in STEP_SIZES
+    }
+    return Direction(share(flow), share(turned), share(*blurs), share(flow, turned, *blurs), rises)
 
 
 def ascent(model: FlowDiscriminator, flow: Tensor) -> tuple[Tensor, Tensor]:
@@ -348,7 +351,7 @@ def ascent(model: FlowDiscriminator, flow: Tensor) -> tuple[Tensor, Tensor]:
     return logits.detach(), torch.autograd.grad(logits.sum(), flow)[0]
 
 
-def step_along(gradient: Tensor, flow: Tensor, share: float = 0.1) -> Tensor:
+def step_along(gradient: Tensor, flow: Tensor, share: float) -> Tensor:
     """The step [b, 2, s, s] along a gradient whose RMS is this share of that of the flow."""
     size = flow.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
     return share * size * gradient / gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt().clamp_min(1e-12)

@@ -46,7 +46,7 @@ class DiscriminatorConfig:
     dropout: float = 0.1
     normalise: str = "magnitude"  # "fixed": divide by scale; "magnitude": by the field's own RMS
     scale: float = 0.02  # RMS of real flow, as a fraction of the frame's side
-    floor: float = 0.002  # fields below this RMS count as still: noise is not blown up
+    floor: float = 0.001  # fields below this RMS count as still: noise is not blown up
     slope: bool = False  # the backbone sees the logarithm of the field's slope too
     flow: str = "pyramid"  # the estimator it was trained with
     flow_size: int = 128  # side of the square frames it saw

@@ -27,9 +27,10 @@ class Generation:
 
     model: a folder that save_pretrained wrote, or a hub id. pipeline: a class of diffusers to load it as, the model's
     own if not given. dtype: "auto" is bfloat16 on a GPU, float32 elsewhere. device: this process's GPU, or the CPU, if
-    not given. scheduler: a class of diffusers, which takes the model's settings. lora: a folder, file or hub id.
-    arguments: of the pipeline's call, beside the prompt and its like. fps: of the files. allow_pickle: also weights
-    that are not safetensors, which can run code.
+    not given. offload: of weights from the GPU, by model or layer by layer. vae_tiling: decode by tiles, for less
+    memory. allow_pickle: also weights that are not safetensors, which can run code. scheduler: a class of diffusers,
+    which takes the model's settings. lora: a folder, file or hub id. arguments: of the pipeline's call, beside the
+    prompt and its like. fps: of the files. Raises MotionPromptError for a value that none of these can have.
     """
 
     model: str
@@ -37,6 +38,7 @@ class Generation:
     dtype: str = "auto"
     device: str | None = None
     offload: str = "none"
+    vae_tiling: bool = False
     allow_pickle: bool = False
     scheduler: str | None = None
     lora: str | None = None
@@ -81,7 +83,7 @@ def load_pipeline(settings: Generation) -> Any:
     except ImportError as error:
         raise MotionPromptError("diffusers is not installed; pip install 'mp_hooks[diffusers]'") from error
     name = settings.pipeline or "DiffusionPipeline"
-    kind = getattr(diffusers, name, None)
+    kind: Any = getattr(diffusers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, diffusers.DiffusionPipeline)):
         raise MotionPromptError(f"diffusers {diffusers.__version__} has no pipeline {name}; check its name")
     with _told(settings.model), warnings.catch_warnings():
@@ -100,6 +102,8 @@ def load_pipeline(settings: Generation) -> Any:
         with _told(settings.lora):
             pipe.load_lora_weights(settings.lora, adapter_name="lora", **options)
         pipe.set_adapters("lora", settings.lora_scale)
+    if settings.vae_tiling:
+        pipe.vae.enable_tiling()
     _place(pipe, settings)
     return pipe
 
@@ -120,7 +124,7 @@ def _told(model: str) -> Iterator[None]:
 
 
 def _scheduler(diffusers: Any, pipe: Any, name: str) -> Any:
-    kind = getattr(diffusers, name, None)
+    kind: Any = getattr(diffusers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
         fitting = {type(pipe.scheduler).__name__, *(one.__name__ for one in pipe.scheduler.compatibles)}
         raise unknown_name("scheduler", name, list(fitting))

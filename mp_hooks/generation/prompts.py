@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -93,12 +93,12 @@ def clips_of(prompts: Sequence[Prompt], samples: int = 1, seed: int = 0) -> list
     ]
     names = set()
     for clip in clips:
-        if len(clip.name.encode(errors="replace")) > LONGEST_NAME or "\0" in clip.name:
+        if not _is_name(clip.name):
             raise MotionPromptError(
                 f"no file can be named after {clip.prompt[:40]!r}; give prompts of up to 200 letters"
             )
         if clip.name in names:
-            raise MotionPromptError(f"two clips would be called {clip.name}; give each prompt once, or names in JSON")
+            raise MotionPromptError(f"two clips would be called {clip.name!r}; give each prompt once, or names in JSON")
         names.add(clip.name)
     return clips
 
@@ -154,6 +154,13 @@ def _of_shards(path: Path) -> Iterator[Prompt]:
             yield _of_object(sample)
 
 
+def _is_name(name: str) -> bool:
+    try:
+        return len(name.encode()) <= LONGEST_NAME and "\0" not in name
+    except UnicodeEncodeError:  # half a character, as JSON can have it
+        return False
+
+
 def _found(
     prompt: Prompt, named: str | None, place: str | Path | None, beside: Path | None, suffixes: Sequence[str]
 ) -> str | None:
@@ -166,6 +173,9 @@ def _found(
     own = (prompt.name or prompt.text).replace("/", " ")
     candidates = [folder / named] if named else [folder / f"{own}{suffix}" for suffix in suffixes]
     for path in candidates:
-        if path.is_file():
-            return str(path)
-    raise MotionPromptError(f"no {candidates[0]}; give a file, or a folder with one named after each prompt")
+        with suppress(OSError):  # a name that no file can have
+            if path.is_file():
+                return str(path)
+    raise MotionPromptError(
+        f"no {str(candidates[0])[:200]!r}; give a file, or a folder with one named after each prompt"
+    )

@@ -75,7 +75,7 @@ class Host(ABC):
         """The host's own text encoding [b, l, d], through the layer that `text` names, as this sampling's call asks."""
 
     def room_for(self, tokens: int) -> AbstractContextManager[None]:
-        """Inside, `encode` counts that many tokens more as text, where its masks come from a tokenizer."""
+        """Inside, `encode` counts that many tokens more as text, where its masks come from no tokenizer."""
         return nullcontext()
 
     # --- a step

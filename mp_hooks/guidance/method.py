@@ -120,8 +120,8 @@ class TokenOptimizer:
 
     def fixed_loss(self, step: Step) -> Tensor:
         """The total loss [b] of T as it is, on pairs that are the same at every step."""
-        config, generator = self.config, torch.Generator().manual_seed(self.seed)
-        pairs = draw_pairs(step.frames, FIXED_PAIRS, config.min_interval, config.max_interval, generator)
+        config, generator, view = self.config, torch.Generator().manual_seed(self.seed), self.host.view is not None
+        pairs = draw_pairs(step.frames, FIXED_PAIRS, config.min_interval, config.max_interval, generator, view)
         with torch.no_grad():
             return self.loss(step, self.tokens, pairs).total
 

@@ -164,6 +164,8 @@ class Run:
                 conditioning = optimizer.encode(optimizer.tokens).to(step.conditioning)
         # never hand the host a NaN: such a sample is stepped with its own prompt
         finite = conditioning.isfinite().flatten(1).all(1).view(-1, 1, 1)
+        if conditioning.shape != step.conditioning.shape:  # a text that grows; what is not finite ends the whole step
+            return conditioning
         return conditioning.where(finite, step.conditioning)
 
     def text_is_known(self, step: Step) -> bool:

@@ -80,6 +80,9 @@ class AnimateDiffCase(DiffusersCase):
         awaken(unet)
         return unet.eval()
 
+    def everything(self, host: Any) -> list[nn.Module]:
+        return [*super().everything(host), *([host.controlnet] if self.pictures else [])]
+
     def controlnet(self, unet: nn.Module) -> nn.Module:
         """The host's own SparseCtrl, made from `unet` as its script makes it."""
         unet.config.num_attention_heads = 8
@@ -161,16 +164,6 @@ class AnimateDiffCase(DiffusersCase):
     def own_decode(self, host: Any, clean: Tensor) -> Tensor:
         frames = [host.vae.decode(frame / LATENT_SCALE).sample for frame in clean.unbind(2)]
         return torch.stack(frames, 2)
-
-    @contextmanager
-    def in_float64(self, host: Any) -> Iterator[None]:
-        """SparseCtrl too, though no gradient passes it."""
-        with super().in_float64(host):
-            if self.pictures:
-                host.controlnet.double()
-            yield
-        if self.pictures:
-            host.controlnet.float()
 
 
 def motion_lora(motion: dict[str, Tensor], rank: int = 2) -> dict[str, Tensor]:

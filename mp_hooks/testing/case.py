@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mp_hooks import backbones
 from mp_hooks.config import MotionPromptConfig
@@ -104,7 +104,7 @@ class HostCase(ABC):
 
     @abstractmethod
     def own_predictions(self, host: Any, prompts: list[str], seed: int) -> list[Tensor]:
-        """z0_hat [b, c, t, h, w] of every step as the host itself computes it in `sample`."""
+        """z0_hat [b, c, t, h, w] of every step as the host itself computes it in `sample`; t may lack given frames."""
 
     @abstractmethod
     def own_decode(self, host: Any, clean: Tensor) -> Tensor:
@@ -118,10 +118,14 @@ class HostCase(ABC):
         script = [sys.executable, "-m", "mp_hooks.testing.sample", self.name]
         return Command(script, ["--out", str(folder)], folder, folder)
 
+    def everything(self, host: Any) -> list[nn.Module]:
+        """All that computes in a sampling."""
+        return backbones.adapter_for(host).modules()
+
     @contextmanager
     def in_float64(self, host: Any) -> Iterator[None]:
         """Compute in float64, also where the host's code asks for float32."""
-        modules = backbones.adapter_for(host).modules()
+        modules = self.everything(host)
         single, to = torch.Tensor.float, torch.Tensor.to
 
         def widened(value: Any) -> Any:

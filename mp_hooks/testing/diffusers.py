@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from abc import abstractmethod
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import ModuleType
@@ -13,11 +13,20 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mp_hooks import backbones
 from mp_hooks.compat import swapped
 from mp_hooks.testing.case import PROMPTS, HostCase, MissingPackage, require
 from mp_hooks.testing.tokenizer import build_tokenizer
 
 WORDS = sorted({*" ".join(PROMPTS).split(), "authentic", "something", "else"})
+
+
+THROUGHOUT: dict[str, Any] = {
+    "tokens": 8,
+    "start": 0.0,
+    "stop": 1.0,
+    "iterations": 1,
+}  # where text does little to a tiny pipeline
 
 
 def require_pipeline(diffusers: ModuleType, name: str) -> None:
@@ -26,9 +35,9 @@ def require_pipeline(diffusers: ModuleType, name: str) -> None:
         raise MissingPackage(f"diffusers {diffusers.__version__} has no {name}; pip install -U diffusers")
 
 
-def clip_text_encoder(tokenizer: Any, width: int = 32) -> nn.Module:
-    """A two-layer CLIP text model for this tokenizer."""
-    from transformers import CLIPTextConfig, CLIPTextModel
+def clip_text_encoder(tokenizer: Any, width: int = 32, projected: bool = False) -> nn.Module:
+    """A two-layer CLIP text model for this tokenizer; `projected`: with the projection of the second one of SDXL."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
@@ -40,8 +49,9 @@ def clip_text_encoder(tokenizer: Any, width: int = 32) -> nn.Module:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        projection_dim=width,
     )
-    return CLIPTextModel(config).eval()
+    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
 
 
 def image_autoencoder(diffusers: ModuleType) -> nn.Module:
@@ -61,6 +71,13 @@ def awaken(*modules: nn.Module) -> None:
         for parameter in module.parameters():
             if not parameter.any():
                 nn.init.normal_(parameter, std=0.02)
+
+
+def heed_text(transformer: nn.Module, factor: float = 10.0) -> None:
+    """Let attention, through which text acts, weigh more beside what a random network makes of its latents."""
+    for name, parameter in transformer.named_parameters():
+        if "to_out" in name:
+            parameter.data.mul_(factor)
 
 
 def t5_tokenizer(length: int = 16) -> Any:
@@ -87,18 +104,67 @@ def t5_text_encoder(tokenizer: Any, kind: str = "T5", width: int = 32) -> nn.Mod
     return getattr(transformers, kind + "EncoderModel")(config).eval()
 
 
+def picture_encoder(width: int = 8) -> dict[str, Any]:
+    """CLIP's, and the processor in front of it."""
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    config = CLIPVisionConfig(
+        hidden_size=width,
+        projection_dim=width,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=8,
+        patch_size=4,
+    )
+    size = {"height": 8, "width": 8}
+    processor = CLIPImageProcessor(crop_size=size, size={"shortest_edge": 8})
+    return {"image_encoder": CLIPVisionModelWithProjection(config).eval(), "image_processor": processor}
+
+
+def pictures(count: int, width: int, height: int) -> list[Any]:
+    """Random pictures, the same ones every time."""
+    from PIL import Image
+
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (count, height, width, 3), generator=generator, dtype=torch.uint8)
+    return [Image.fromarray(one.numpy()) for one in pixels]
+
+
 class DiffusersCase(HostCase):
-    """A pipeline; `options` are passed to its call, beside `settings`."""
+    """A pipeline; `options` are passed to its call, beside those of `settings` that it takes.
+
+    pipeline: the class's name, the first of the adapter's unless given. Pictures are given to those that ask for any.
+    """
 
     config = replace(HostCase.config, learning_rate=0.5)
     settings: ClassVar[dict[str, Any]]
+    alone: ClassVar[tuple[str, ...]] = ()  # pipelines that take one prompt a call
+    guidance: ClassVar[dict[str, dict[str, Any]]] = {}  # the kit's configuration, where text does less to a pipeline
+    clips: ClassVar[tuple[str, ...]] = ("video", "control_video", "conditioning_frames")  # arguments that take one
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, pipeline: str | None = None, **options: Any) -> None:
         self.options = options
+        self.pipeline = pipeline or getattr(backbones.adapter_class(self.name), "pipelines", ("",))[0]
+        if self.pipeline in self.alone:
+            self.prompts = PROMPTS[:1]
+        self.config = replace(self.config, **self.guidance.get(self.pipeline, {}))
 
-    @abstractmethod
     def build(self, diffusers: ModuleType) -> Any:
         """The pipeline with random weights from the global generator."""
+        require_pipeline(diffusers, self.pipeline)
+        return getattr(diffusers, self.pipeline)(**self.parts(diffusers))
+
+    def parts(self, diffusers: ModuleType) -> dict[str, Any]:
+        """What the pipeline is made of."""
+        raise NotImplementedError
+
+    def inputs(self, taken: Sequence[str]) -> dict[str, Any]:
+        """Pictures for the arguments that the pipeline takes."""
+        frames, size = self.settings["num_frames"], (self.settings["width"], self.settings["height"])
+        if "image" in taken:
+            return {"image": pictures(1, *size)[0]}
+        return {name: pictures(frames, *size) for name in self.clips if name in taken}
 
     def latents(self, host: Any, frames: Tensor) -> Tensor:
         """What the pipeline returns, as [b, c, t, h, w]."""
@@ -120,8 +186,28 @@ class DiffusersCase(HostCase):
 
     def sample(self, host: Any, prompts: list[str], seed: int, **extra: Any) -> Tensor:
         torch.manual_seed(seed)
-        settings = {"num_inference_steps": 4, "output_type": "latent", **self.settings, **self.options, **extra}
-        return self.latents(host, host(prompts, **settings).frames)
+        taken = inspect.signature(type(host).__call__).parameters
+        settings = {"num_inference_steps": 4, "output_type": "latent", **self.settings, **self.inputs(list(taken))}
+        settings = {name: value for name, value in settings.items() if name in taken}
+        prompt = prompts[0] if isinstance(prompts, list) and len(prompts) == 1 else prompts
+        return self.latents(host, host(prompt=prompt, **{**settings, **self.options, **extra}).frames)
+
+    def everything(self, host: Any) -> list[nn.Module]:
+        return [part for part in host.components.values() if isinstance(part, nn.Module)]
+
+    @contextmanager
+    def in_float64(self, host: Any) -> Iterator[None]:
+        """Also what pipelines make in float32 by name, or mix with their own latents."""
+        lerp, arange = torch.lerp, torch.arange
+
+        def of_one_type(first: Tensor, second: Tensor, weight: Any) -> Tensor:
+            return lerp(first.double(), second.double(), weight)
+
+        def wide(*args: Any, dtype: Any = None, **kwargs: Any) -> Tensor:
+            return arange(*args, dtype=torch.float64 if dtype is torch.float32 else dtype, **kwargs)
+
+        with swapped(torch, "lerp", of_one_type), swapped(torch, "arange", wide), super().in_float64(host):
+            yield
 
     def own_predictions(self, host: Any, prompts: list[str], seed: int) -> list[Tensor]:
         predictions: list[Tensor] = []
@@ -141,6 +227,15 @@ class AnimateDiffCase(DiffusersCase):
     """AnimateDiffPipeline; `scheduler` names the diffusers class."""
 
     name = "diffusers-animatediff"
+    alone: ClassVar = (
+        *("AnimateDiffControlNetPipeline", "AnimateDiffVideoToVideoPipeline"),
+        "AnimateDiffVideoToVideoControlNetPipeline",
+    )
+    guidance: ClassVar = {
+        "AnimateDiffSDXLPipeline": {"learning_rate": 0.4, **THROUGHOUT},
+        "AnimateDiffSparseControlNetPipeline": {"learning_rate": 0.03, **THROUGHOUT},
+        "PIAPipeline": {"learning_rate": 0.03, **THROUGHOUT},
+    }
     config = replace(HostCase.config, learning_rate=0.2)
     settings: ClassVar = {"num_frames": 4, "height": 16, "width": 16}
 
@@ -148,16 +243,16 @@ class AnimateDiffCase(DiffusersCase):
         super().__init__(**options)
         self.scheduler, self.prediction = scheduler, prediction
 
-    def build(self, diffusers: ModuleType) -> Any:
+    def parts(self, diffusers: ModuleType) -> dict[str, Any]:
         tokenizer = build_tokenizer(WORDS, length=16)
         unet = diffusers.UNetMotionModel(
+            **self.further(),
             sample_size=8,
             block_out_channels=(32, 32),
             down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"),
             up_block_types=("UpBlockMotion", "CrossAttnUpBlockMotion"),
             layers_per_block=1,
             norm_num_groups=8,
-            cross_attention_dim=32,
             num_attention_heads=2,
             motion_num_attention_heads=2,
         )
@@ -168,8 +263,50 @@ class AnimateDiffCase(DiffusersCase):
         adapter = diffusers.MotionAdapter(
             block_out_channels=(32, 32), motion_layers_per_block=1, motion_norm_num_groups=8
         )
-        text_encoder = clip_text_encoder(tokenizer)
-        return diffusers.AnimateDiffPipeline(vae, text_encoder, tokenizer, unet.eval(), adapter, scheduler)
+        parts = {
+            "vae": vae,
+            "text_encoder": clip_text_encoder(tokenizer),
+            "tokenizer": tokenizer,
+            "unet": unet.eval(),
+            "motion_adapter": adapter,
+            "scheduler": scheduler,
+        }
+        if self.pipeline == "AnimateDiffSDXLPipeline":
+            parts |= {"text_encoder_2": clip_text_encoder(tokenizer, projected=True), "tokenizer_2": tokenizer}
+        if "ControlNet" in self.pipeline:
+            parts["controlnet"] = self.controlnet(diffusers)
+        return parts
+
+    def further(self) -> dict[str, Any]:
+        """The UNet's settings that are this pipeline's."""
+        if self.pipeline == "AnimateDiffSDXLPipeline":
+            return {
+                "cross_attention_dim": 64,
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": 8,
+                "projection_class_embeddings_input_dim": 6 * 8 + 32,
+            }
+        return {"cross_attention_dim": 32, "in_channels": 9 if self.pipeline == "PIAPipeline" else 4}
+
+    def controlnet(self, diffusers: ModuleType) -> nn.Module:
+        sparse = self.pipeline == "AnimateDiffSparseControlNetPipeline"
+        blocks = ("CrossAttnDownBlockMotion", "DownBlockMotion") if sparse else ("CrossAttnDownBlock2D", "DownBlock2D")
+        kind = diffusers.SparseControlNetModel if sparse else diffusers.ControlNetModel
+        controlnet = kind(
+            block_out_channels=(32, 32),
+            down_block_types=blocks,
+            layers_per_block=1,
+            norm_num_groups=8,
+            cross_attention_dim=32,
+            conditioning_embedding_out_channels=(8, 8),
+            **({"conditioning_channels": 3, "use_simplified_condition_embedding": False} if sparse else {}),
+        )
+        awaken(controlnet)
+        return controlnet.eval()
+
+    def inputs(self, taken: Sequence[str]) -> dict[str, Any]:
+        indices = {"controlnet_frame_indices": list(range(self.settings["num_frames"]))}
+        return super().inputs(taken) | (indices if "controlnet_frame_indices" in taken else {})
 
     def own_decode(self, host: Any, clean: Tensor) -> Tensor:
         return host.decode_latents(clean)
@@ -179,10 +316,12 @@ class TextToVideoSDCase(DiffusersCase):
     """TextToVideoSDPipeline."""
 
     name = "diffusers-text-to-video-sd"
+    alone: ClassVar = ("VideoToVideoSDPipeline",)
+    guidance: ClassVar = {"VideoToVideoSDPipeline": {"learning_rate": 0.02, **THROUGHOUT}}
     config = replace(HostCase.config, learning_rate=0.2)
     settings: ClassVar = {"num_frames": 4, "height": 16, "width": 16}
 
-    def build(self, diffusers: ModuleType) -> Any:
+    def parts(self, diffusers: ModuleType) -> dict[str, Any]:
         tokenizer = build_tokenizer(WORDS, length=16)
         unet = diffusers.UNet3DConditionModel(
             sample_size=8,
@@ -196,8 +335,13 @@ class TextToVideoSDCase(DiffusersCase):
         )
         awaken(unet)
         scheduler = diffusers.DDIMScheduler(beta_schedule="linear", clip_sample=False)
-        vae, text_encoder = image_autoencoder(diffusers), clip_text_encoder(tokenizer)
-        return diffusers.TextToVideoSDPipeline(vae, text_encoder, tokenizer, unet.eval(), scheduler)
+        return {
+            "vae": image_autoencoder(diffusers),
+            "text_encoder": clip_text_encoder(tokenizer),
+            "tokenizer": tokenizer,
+            "unet": unet.eval(),
+            "scheduler": scheduler,
+        }
 
     def clean(self, host: Any, result: Any) -> Tensor:
         return result.pred_original_sample.unflatten(0, (-1, self.settings["num_frames"])).transpose(1, 2)
@@ -206,27 +350,51 @@ class TextToVideoSDCase(DiffusersCase):
         return host.decode_latents(clean)
 
 
+class AnimateDiffPAGCase(AnimateDiffCase):
+    """AnimateDiffPAGPipeline."""
+
+    name = "diffusers-animatediff-pag"
+    config = replace(AnimateDiffCase.config, learning_rate=1.0)
+
+    def parts(self, diffusers: ModuleType) -> dict[str, Any]:
+        return super().parts(diffusers) | {"pag_applied_layers": ["mid_block.*attn1", "down_blocks.0.*attn1"]}
+
+
+class I2VGenXLCase(TextToVideoSDCase):
+    """I2VGenXLPipeline with one picture and one prompt."""
+
+    name = "diffusers-i2vgen-xl"
+    guidance: ClassVar = {"I2VGenXLPipeline": {"learning_rate": 0.1, **THROUGHOUT}}
+    settings: ClassVar = {**TextToVideoSDCase.settings, "clip_skip": None}
+    alone: ClassVar = ("I2VGenXLPipeline",)
+
+    def parts(self, diffusers: ModuleType) -> dict[str, Any]:
+        unet = diffusers.I2VGenXLUNet(
+            sample_size=8,
+            block_out_channels=(32, 32),
+            down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+            up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+            layers_per_block=1,
+            norm_num_groups=8,
+            cross_attention_dim=32,
+            attention_head_dim=4,
+            num_attention_heads=2,
+        )
+        awaken(unet)
+        encoder = picture_encoder(width=32)
+        seen = {"image_encoder": encoder["image_encoder"], "feature_extractor": encoder["image_processor"]}
+        return super().parts(diffusers) | {"unet": unet.eval(), **seen}
+
+
 class CogVideoXCase(DiffusersCase):
     """CogVideoXPipeline with three latent frames, which decode to nine."""
 
     name = "diffusers-cogvideox"
     settings: ClassVar = {"num_frames": 9, "height": 64, "width": 64, "max_sequence_length": 16}
 
-    def build(self, diffusers: ModuleType) -> Any:
+    def parts(self, diffusers: ModuleType) -> dict[str, Any]:
         tokenizer = t5_tokenizer()
-        transformer = diffusers.CogVideoXTransformer3DModel(
-            num_attention_heads=4,
-            attention_head_dim=8,
-            in_channels=4,
-            out_channels=4,
-            time_embed_dim=2,
-            text_embed_dim=32,
-            num_layers=1,
-            sample_width=8,
-            sample_height=8,
-            sample_frames=9,
-            max_text_seq_length=16,
-        )
+        transformer = self.transformer(diffusers)
         vae = diffusers.AutoencoderKLCogVideoX(
             down_block_types=("CogVideoXDownBlock3D",) * 4,
             up_block_types=("CogVideoXUpBlock3D",) * 4,
@@ -240,9 +408,56 @@ class CogVideoXCase(DiffusersCase):
         scheduler = diffusers.CogVideoXDDIMScheduler(
             prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
         )
-        return diffusers.CogVideoXPipeline(
-            tokenizer, t5_text_encoder(tokenizer), vae.eval(), transformer.eval(), scheduler
+        return {
+            "tokenizer": tokenizer,
+            "text_encoder": t5_text_encoder(tokenizer),
+            "vae": vae.eval(),
+            "transformer": transformer.eval(),
+            "scheduler": scheduler,
+        }
+
+    alone: ClassVar = ("CogVideoXImageToVideoPipeline", "CogVideoXFunControlPipeline", "ConsisIDPipeline")
+    guidance: ClassVar = {
+        "CogVideoXFunControlPipeline": {"learning_rate": 0.1, **THROUGHOUT},
+        "ConsisIDPipeline": {"learning_rate": 0.1, **THROUGHOUT},
+    }
+
+    def transformer(self, diffusers: ModuleType) -> nn.Module:
+        settings = {
+            "num_attention_heads": 4,
+            "attention_head_dim": 8,
+            "in_channels": 8 if self.pipeline in self.alone else 4,
+            "out_channels": 4,
+            "time_embed_dim": 2,
+            "text_embed_dim": 32,
+            "num_layers": 1,
+            "sample_width": 8,
+            "sample_height": 8,
+            "sample_frames": 9,
+            "max_text_seq_length": 16,
+        }
+        if self.pipeline != "ConsisIDPipeline":
+            return diffusers.CogVideoXTransformer3DModel(**settings)
+        return diffusers.ConsisIDTransformer3DModel(
+            **settings,
+            cross_attn_interval=1,
+            is_train_face=True,
+            cross_attn_dim_head=1,
+            cross_attn_num_heads=1,
+            LFE_id_dim=2,
+            LFE_vit_dim=2,
+            LFE_dim_head=8,
+            LFE_num_heads=2,
+            LFE_num_id_token=1,
+            LFE_num_querie=1,
+            LFE_output_dim=21,
+            LFE_ff_mult=1,
+            LFE_num_scale=1,
         )
+
+    def inputs(self, taken: Sequence[str]) -> dict[str, Any]:
+        face = {"id_vit_hidden": [torch.ones(1, 2, 2)], "id_cond": torch.ones(1, 2)} if "id_cond" in taken else {}
+        return super().inputs(taken) | face
 
     def latents(self, host: Any, frames: Tensor) -> Tensor:
         return frames.transpose(1, 2)
@@ -257,21 +472,10 @@ class WanCase(DiffusersCase):
     name = "diffusers-wan"
     settings: ClassVar = {"num_frames": 9, "height": 64, "width": 64, "max_sequence_length": 16}
 
-    def build(self, diffusers: ModuleType) -> Any:
+    def parts(self, diffusers: ModuleType) -> dict[str, Any]:
         require("ftfy", extra="diffusers")
-        require_pipeline(diffusers, "WanPipeline")
         tokenizer = t5_tokenizer()
-        transformer = diffusers.WanTransformer3DModel(
-            patch_size=(1, 2, 2),
-            num_attention_heads=2,
-            attention_head_dim=12,
-            in_channels=4,
-            out_channels=4,
-            text_dim=32,
-            freq_dim=32,
-            ffn_dim=32,
-            num_layers=2,
-        )
+        transformer = self.transformer(diffusers)
         vae = diffusers.AutoencoderKLWan(
             base_dim=4,
             z_dim=4,
@@ -285,12 +489,60 @@ class WanCase(DiffusersCase):
         scheduler = diffusers.UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
         )
-        return diffusers.WanPipeline(  # by name: their order changed after diffusers 0.34
-            tokenizer=tokenizer,
-            text_encoder=t5_text_encoder(tokenizer, "UMT5"),
-            vae=vae.eval(),
-            scheduler=scheduler,
-            transformer=transformer.eval(),
+        parts = {
+            "tokenizer": tokenizer,
+            "text_encoder": t5_text_encoder(tokenizer, "UMT5"),
+            "vae": vae.eval(),
+            "scheduler": scheduler,
+            "transformer": transformer.eval(),
+        }
+        if self.boundary is not None:
+            parts |= {"transformer_2": self.transformer(diffusers).eval(), "boundary_ratio": self.boundary}
+            awaken(parts["transformer_2"])
+        if self.pipeline == "HeliosPipeline":
+            parts["scheduler"] = diffusers.HeliosScheduler(stages=1, stage_range=[0, 1])
+        return parts | (picture_encoder() if self.pipeline in self.sees_the_picture else {})
+
+    # what relatives differ in: the transformer's class, the channels of what it is given, the picture's embedding
+    classes: ClassVar = {
+        "WanVACEPipeline": "WanVACETransformer3DModel",
+        "ChronoEditPipeline": "ChronoEditTransformer3DModel",
+        "SkyReelsV2Pipeline": "SkyReelsV2Transformer3DModel",
+        "SkyReelsV2ImageToVideoPipeline": "SkyReelsV2Transformer3DModel",
+        "HeliosPipeline": "HeliosTransformer3DModel",
+    }
+    alone: ClassVar = ("WanVACEPipeline", "LucyEditPipeline")
+    channels: ClassVar = {"WanImageToVideoPipeline": 12, "LucyEditPipeline": 8}
+    sees_the_picture: ClassVar = ("ChronoEditPipeline", "SkyReelsV2ImageToVideoPipeline")
+
+    def __init__(self, boundary: float | None = None, **options: Any) -> None:
+        """boundary: of the first of two transformers."""
+        super().__init__(**options)
+        self.boundary = boundary
+
+    def inputs(self, taken: Sequence[str]) -> dict[str, Any]:
+        section = {"num_latent_frames_per_chunk": 3}  # of Helios, which can do without a picture
+        return section if self.pipeline == "HeliosPipeline" else super().inputs(taken)
+
+    def transformer(self, diffusers: ModuleType) -> nn.Module:
+        name = self.pipeline
+        further: dict[str, Any] = {"in_channels": self.channels.get(name, 4)}
+        if name == "WanVACEPipeline":
+            further["vace_layers"], further["vace_in_channels"] = [0], 72
+        if name == "HeliosPipeline":
+            further["rope_dim"] = (4, 4, 4)
+        if name in self.sees_the_picture:
+            further = {"in_channels": 12, "image_dim": 8}
+        return getattr(diffusers, self.classes.get(name, "WanTransformer3DModel"))(
+            patch_size=(1, 2, 2),
+            num_attention_heads=2,
+            attention_head_dim=12,
+            out_channels=4,
+            text_dim=32,
+            freq_dim=32,
+            ffn_dim=32,
+            num_layers=2,
+            **further,
         )
 
     def own_predictions(self, host: Any, prompts: list[str], seed: int) -> list[Tensor]:
@@ -311,6 +563,10 @@ class WanCase(DiffusersCase):
         from diffusers import FlowMatchEulerDiscreteScheduler
 
         own = host.scheduler
+        if self.pipeline == "HeliosPipeline":
+            with super().in_float64(host):
+                yield
+            return
         host.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
         try:
             with super().in_float64(host):
@@ -326,14 +582,63 @@ class WanCase(DiffusersCase):
         return host.vae.decode(clean * deviation + mean).sample
 
 
-class LTXCase(DiffusersCase):
+class WanModularCase(WanCase):
+    """WanModularPipeline, made of its own blocks."""
+
+    name = "diffusers-wan-modular"
+
+    def build(self, diffusers: ModuleType) -> Any:
+        require_pipeline(diffusers, "WanModularPipeline")
+        pipe = diffusers.WanBlocks().init_pipeline()
+        pipe.update_components(**self.parts(diffusers), guider=diffusers.ClassifierFreeGuidance(guidance_scale=4.0))
+        return pipe
+
+    def sample(self, host: Any, prompts: list[str], seed: int, **extra: Any) -> Tensor:
+        torch.manual_seed(seed)
+        settings = {"num_inference_steps": 4, **self.settings, **self.options, **extra}
+        return host(prompt=prompts, output="latents", **settings)
+
+
+class FlowMatchingCase(DiffusersCase):
+    """A pipeline with FlowMatchEulerDiscreteScheduler."""
+
+    def packed(self, host: Any, latents: Tensor) -> Tensor:
+        """What the scheduler steps, as [b, c, t, h, w]."""
+        return self.latents(host, latents)
+
+    def own_predictions(self, host: Any, prompts: list[str], seed: int) -> list[Tensor]:
+        """The scheduler tells none: a copy of it takes one Euler step over the whole remaining sigma."""
+        predictions: list[Tensor] = []
+        step = host.scheduler.step
+
+        def noted(output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
+            whole = copy.copy(host.scheduler)
+            whole.sigmas = whole.sigmas.clone()
+            whole.sigmas[whole.index_for_timestep(timestep) + 1] = float(bool(whole.config.get("invert_sigmas")))
+            predictions.append(self.packed(host, type(whole).step(whole, output, timestep, sample)[0]))
+            return step(output, timestep, sample, **kwargs)
+
+        with swapped(host.scheduler, "step", noted):
+            self.sample(host, prompts, seed)
+        return predictions
+
+    def own_decode(self, host: Any, clean: Tensor) -> Tensor:
+        config = host.vae.config
+        scaled = clean / (config.get("scaling_factor") or 1.0)
+        if config.get("latents_mean") is not None:
+            mean, deviation = (torch.tensor(config[name]).to(clean) for name in ("latents_mean", "latents_std"))
+            scaled = scaled * deviation.view(1, -1, 1, 1, 1) + mean.view(1, -1, 1, 1, 1)
+        return host.vae.decode(scaled).sample
+
+
+class LTXCase(FlowMatchingCase):
     """LTXPipeline with three latent frames, which decode to seventeen."""
 
     name = "diffusers-ltx"
+    alone: ClassVar = ("LTXImageToVideoPipeline", "LTXConditionPipeline")
     settings: ClassVar = {"num_frames": 17, "height": 64, "width": 64, "max_sequence_length": 16}
 
-    def build(self, diffusers: ModuleType) -> Any:
-        require_pipeline(diffusers, "LTXPipeline")
+    def parts(self, diffusers: ModuleType) -> dict[str, Any]:
         tokenizer = t5_tokenizer()
         transformer = diffusers.LTXVideoTransformer3DModel(
             in_channels=8,
@@ -354,33 +659,38 @@ class LTXCase(DiffusersCase):
         awaken(transformer)
         vae.latents_mean.normal_()
         vae.latents_std.uniform_(0.5, 2.0)
-        return diffusers.LTXPipeline(
-            diffusers.FlowMatchEulerDiscreteScheduler(),
-            vae.eval(),
-            t5_text_encoder(tokenizer),
-            tokenizer,
-            transformer.eval(),
-        )
+        return {
+            "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(),
+            "vae": vae.eval(),
+            "text_encoder": t5_text_encoder(tokenizer),
+            "tokenizer": tokenizer,
+            "transformer": transformer.eval(),
+        }
 
     def latents(self, host: Any, frames: Tensor) -> Tensor:
-        return host._unpack_latents(frames, 3, 2, 2)
-
-    def own_predictions(self, host: Any, prompts: list[str], seed: int) -> list[Tensor]:
-        """The scheduler tells none: a copy of it takes one Euler step over the whole remaining sigma."""
-        predictions: list[Tensor] = []
-        step = host.scheduler.step
-
-        def noted(output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
-            whole = copy.copy(host.scheduler)
-            whole.sigmas = whole.sigmas.clone()
-            whole.sigmas[whole.index_for_timestep(timestep) + 1] = 0.0
-            predictions.append(self.latents(host, type(whole).step(whole, output, timestep, sample)[0]))
-            return step(output, timestep, sample, **kwargs)
-
-        with swapped(host.scheduler, "step", noted):
-            self.sample(host, prompts, seed)
-        return predictions
+        return frames if frames.ndim == 5 else host._unpack_latents(frames, 3, 2, 2)
 
     def own_decode(self, host: Any, clean: Tensor) -> Tensor:
         mean, deviation = (part.view(1, -1, 1, 1, 1) for part in (host.vae.latents_mean, host.vae.latents_std))
         return host.vae.decode(clean * deviation + mean).sample
+
+
+class LTXConditionCase(LTXCase):
+    """LTXConditionPipeline: a picture at the first frame, some of whose noise is left."""
+
+    name = "diffusers-ltx-condition"
+    guidance: ClassVar = {"LTXConditionPipeline": {"learning_rate": 0.1, **THROUGHOUT}}
+
+    def own_predictions(self, host: Any, prompts: list[str], seed: int) -> list[Tensor]:
+        """Every token's own sigma is its own time step's."""
+        predictions: list[Tensor] = []
+        step = host.scheduler.step
+
+        def noted(output: Tensor, timestep: Any, sample: Tensor, per_token_timesteps: Tensor, **kwargs: Any) -> Any:
+            sigmas = per_token_timesteps.unsqueeze(-1) / host.scheduler.config.num_train_timesteps
+            predictions.append(self.latents(host, sample + sigmas * output))
+            return step(output, timestep, sample, per_token_timesteps=per_token_timesteps, **kwargs)
+
+        with swapped(host.scheduler, "step", noted):
+            self.sample(host, prompts, seed)
+        return predictions

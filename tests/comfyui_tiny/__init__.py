@@ -131,7 +131,7 @@ class DifferencesRun(Run):
         self.method.slopes = []
 
     def conditioning(self, step: Step) -> torch.Tensor:
-        optimizer, pairs = self.optimizer, Pairs(torch.tensor([[0, step.frames - 1]]), torch.zeros(1))
+        optimizer, pairs = self.optimizer, Pairs(torch.tensor([[0, step.frames - 1]]), torch.zeros(1, 2))
         start = self.tokens.clone().requires_grad_()
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
             _, motion, pull = optimizer.gradient(step, start, pairs, scale=1.0)

@@ -175,8 +175,8 @@ class ComfyUI(Host):
         found = self._positive()
         tensors = {name: usable(cond.cond) for name, cond in found["model_conds"].items() if _is_tensor(cond)}
         tensors["c_crossattn"] = conditioning
-        if "attention_mask" in tensors:
-            tensors["attention_mask"] = self.encoder.mask
+        if "attention_mask" in tensors and conditioning is not step.conditioning:
+            tensors["attention_mask"] = self.encoder.mask  # which counts the learnable tokens
         conds = {name: cond._copy_with(tensors.get(name, cond.cond)) for name, cond in found["model_conds"].items()}
         changed = {**self.guider.conds, "positive": [{**found, "model_conds": conds}]}
         # what it casts to, also where the weights are float32 meanwhile

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from mp_hooks.backbones.diffusers.pipeline import SingleFrames
-from mp_hooks.backbones.diffusers.text import clip_text
+from mp_hooks.backbones.diffusers.branches import SingleFrames
 from mp_hooks.guidance import Step
-from mp_hooks.guidance.tokens import TextInput
 from mp_hooks.hooks import Hooks
 
 
@@ -39,7 +37,11 @@ class AnimateDiff(MotionModules):
     """Text rows repeated per frame, a VAE of single frames."""
 
     name = "diffusers-animatediff"
-    pipeline = "AnimateDiffPipeline"
+    pipelines: ClassVar[tuple[str, ...]] = (
+        *("AnimateDiffPipeline", "AnimateDiffSDXLPipeline", "AnimateDiffControlNetPipeline"),
+        *("AnimateDiffSparseControlNetPipeline", "AnimateDiffVideoToVideoPipeline"),
+        *("AnimateDiffVideoToVideoControlNetPipeline", "PIAPipeline"),
+    )
     copies_argument = None  # its call sets the number to 1
     denoiser = "unet"
     latents_argument = "sample"
@@ -51,17 +53,6 @@ class AnimateDiff(MotionModules):
     def text_arguments(self, rows: Tensor, frames: int) -> dict[str, Tensor]:
         return {"encoder_hidden_states": rows.repeat_interleave(frames, dim=0)}
 
-    @property
-    def text(self) -> TextInput:
-        return clip_text(self.host)
-
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        how = {"clip_skip": self.host.clip_skip, "lora_scale": self.lora_scale}
-        return self.host.encode_prompt(list(prompts), self.host._execution_device, 1, False, **how)[0]
-
     def sub_clip(self, step: Step, frames: range) -> Step | None:
         """None with FreeNoise, whose windows are cut for the whole clip."""
-        return None if self.host.free_noise_enabled else super().sub_clip(step, frames)
-
-    def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
-        return self.host.decode_latents(clean[:, :, list(frames)].to(self.host.vae.dtype))
+        return None if getattr(self.host, "free_noise_enabled", False) else super().sub_clip(step, frames)

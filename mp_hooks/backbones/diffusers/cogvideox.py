@@ -8,11 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from mp_hooks.backbones.diffusers.branches import BatchedGuidance
 from mp_hooks.backbones.diffusers.causal import warmed
-from mp_hooks.backbones.diffusers.pipeline import BatchedGuidance, uncompiled
-from mp_hooks.backbones.diffusers.text import t5_text
+from mp_hooks.backbones.diffusers.pipeline import uncompiled
 from mp_hooks.guidance import Step
-from mp_hooks.guidance.tokens import TextInput
 
 
 class CogVideoX(BatchedGuidance):
@@ -24,9 +23,13 @@ class CogVideoX(BatchedGuidance):
     """
 
     name = "diffusers-cogvideox"
-    pipeline = "CogVideoXPipeline"
+    pipelines = (
+        *("CogVideoXPipeline", "CogVideoXImageToVideoPipeline", "CogVideoXVideoToVideoPipeline"),
+        *("CogVideoXFunControlPipeline", "ConsisIDPipeline"),
+    )
+    channels_dimension = 2
     copies_argument = None  # its call sets the number to 1
-    attention_blocks = ("CogVideoXBlock", "T5Block")
+    attention_blocks = ("CogVideoXBlock", "ConsisIDBlock", "T5Block")
     other_blocks = ("CogVideoXResnetBlock3D",)
     view = 32
     parts = True  # a part is a shorter clip: its places in time count from its own first frame
@@ -44,14 +47,10 @@ class CogVideoX(BatchedGuidance):
     def branch_arguments(self, step: Step, rows: Tensor) -> dict[str, Any]:
         own, places = super().branch_arguments(step, rows), step.call.arguments.arguments.get("image_rotary_emb")
         if places is not None and self.network.config.get("patch_size_t") is None:
-            frames, height, width = step.latents.shape[2:]
-            patches = frames * (height // self._patch) * (width // self._patch)
+            (frames, height, width), patch = step.latents.shape[2:], self.network.config.patch_size
+            patches = frames * (height // patch) * (width // patch)
             own["image_rotary_emb"] = tuple(each[:patches] for each in places)
         return own
-
-    @property
-    def _patch(self) -> int:
-        return self.network.config.patch_size
 
     @property
     def do_classifier_free_guidance(self) -> bool:
@@ -67,14 +66,6 @@ class CogVideoX(BatchedGuidance):
         steps = self.arguments["num_inference_steps"]
         rise = math.cos(math.pi * ((steps - step.timestep) / steps) ** 5.0)
         return 1 + self.arguments["guidance_scale"] * (1 - rise) / 2
-
-    @property
-    def text(self) -> TextInput:
-        return t5_text(self.host)
-
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        length = self.arguments["max_sequence_length"]
-        return self.host.encode_prompt(list(prompts), None, False, max_sequence_length=length)[0]
 
     def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
         clean = clean[:, :, self._padding(clean) :]

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mp_hooks.backbones.base import Adapter, Site
 from mp_hooks.backbones.diffusers.schedule import check_scheduler, clean_latents, schedule_step
+from mp_hooks.backbones.diffusers.text import text_input, word_tokenizer
 from mp_hooks.compat import swapped
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.guidance import Step, full_precision
+from mp_hooks.guidance.tokens import TextInput
+
+# Arguments of denoisers that hold something for every frame.
+PER_FRAME = {
+    *("down_block_additional_residuals", "image_latents", "control_hidden_states", "indices_hidden_states"),
+    *("inpaint_latents", "video_coords"),
+}
 
 
 @dataclass
@@ -24,7 +34,8 @@ class Call:
 
     negative: the unconditional branch's text rows [b, l, d], None without classifier-free guidance. unconditional: that
     branch's output [b, c, t, h, w] once it is known. first: the clip's latent frame that the latents begin with. kind:
-    the type of what the denoiser returned.
+    the type of what the denoiser returned, tail: what it returned beside its prediction, unused: channels of that
+    which the pipeline drops (a variance). branches: what further ones gave, by number, where a guider has any.
     """
 
     arguments: inspect.BoundArguments
@@ -32,21 +43,33 @@ class Call:
     unconditional: Tensor | None = None
     first: int = 0
     kind: type = tuple
+    tail: tuple[Any, ...] = ()
+    unused: int = 0
+    branches: dict[int, Tensor] = field(default_factory=dict)
 
 
 class DiffusersPipeline(Adapter):
-    """A pipeline whose denoiser is one module.
+    """Pipelines whose denoiser is one module, or several that take turns.
 
     The run site is the pipeline class's `__call__` (an instance attribute would not be called), acting on this
     pipeline alone; the step site is the call of its denoiser, as `forward` is replaced and put back by diffusers and
     accelerate whenever they offload. A subclass tells how the denoiser's arguments relate to the contract's tensors.
     """
 
-    pipeline: ClassVar[str]  # class name
+    pipelines: ClassVar[tuple[str, ...]]  # class names
     denoiser: ClassVar[str] = "transformer"
     latents_argument: ClassVar[str] = "hidden_states"
+    channels_dimension: ClassVar[int] = 1  # of the denoiser's latents, where a condition may be joined to them
     copies_argument: ClassVar[str | None] = "num_videos_per_prompt"  # of the pipeline's call, None where it heeds none
+    mask_argument: ClassVar[str | None] = None  # of the denoiser: the text's mask
+    # Which of encode_prompt's results are which of the denoiser's arguments, for prompt and negative prompt;
+    # `negative` is empty where encode_prompt is called for each.
+    positive: ClassVar[dict[str, int]] = {"encoder_hidden_states": 0}
+    negative: ClassVar[dict[str, int]] = {"encoder_hidden_states": 1}
+    prompt_end: ClassVar[str | None] = None  # token that ends the prompt in a template
+    view: ClassVar[int | None] = 32
     parts: ClassVar[bool] = False  # whether some of the clip's latent frames alone are a clip to the denoiser
+    frames_factor: ClassVar[str] = "vae_scale_factor_temporal"  # of the pipeline: frames of the clip to a latent one
 
     # --- what pipelines differ in
 
@@ -59,31 +82,71 @@ class DiffusersPipeline(Adapter):
         return latents
 
     def text_rows(self, arguments: dict[str, Any], frames: int) -> Tensor:
-        """The text in the denoiser's arguments as rows [b, l, d]; `frames` are those of the latents."""
-        return arguments["encoder_hidden_states"]
+        """The text in the denoiser's arguments as rows [b, l, d]; `frames` are those of the latents.
 
-    def text_arguments(self, rows: Tensor, frames: int) -> dict[str, Tensor]:
+        A mask is their last column, so that a conditioning and its mask stay together.
+        """
+        rows = arguments["encoder_hidden_states"]
+        return rows if self.mask_argument is None else with_mask(rows, arguments[self.mask_argument])
+
+    def text_arguments(self, rows: Tensor, frames: int) -> dict[str, Any]:
         """Text rows [b, l, d] as the denoiser's arguments."""
-        return {"encoder_hidden_states": rows}
+        if self.mask_argument is None:
+            return {"encoder_hidden_states": rows}
+        return {"encoder_hidden_states": rows[..., :-1], self.mask_argument: rows[..., -1].detach()}
+
+    def template_tokens(self) -> int:
+        """Tokens of a template in front of the prompt."""
+        return 0
 
     def branch_arguments(self, step: Step, rows: Tensor) -> dict[str, Any]:
         """What of the denoiser's arguments belongs to one branch: its text rows [b, l, d]."""
-        return self.text_arguments(rows.to(step.latents.dtype), step.latents.shape[2])
+        arguments = self.text_arguments(rows.to(step.latents.dtype), step.latents.shape[2])
+        given = step.call.arguments.arguments
+        if self.mask_argument is not None and not given[self.mask_argument].is_floating_point():
+            arguments[self.mask_argument] = arguments[self.mask_argument].to(given[self.mask_argument].dtype)
+        return arguments
 
     def clip_frames(self, latents: Tensor) -> int:
         """Frames of the clip that latents [b, c, t, h, w] decode to."""
-        return (latents.shape[2] - 1) * self.host.vae_scale_factor_temporal + 1
+        return (latents.shape[2] - 1) * getattr(self.host, self.frames_factor) + 1
 
     def latent_frames(self, frames: int) -> int:
-        return -(-(frames - 1) // self.host.vae_scale_factor_temporal) + 1
+        return -(-(frames - 1) // getattr(self.host, self.frames_factor)) + 1
+
+    def given_frames(self, step: Step) -> int:
+        """Latent frames in front that are given, not sampled: the picture of image-to-video."""
+        return 0
+
+    def denormalised(self, clean: Tensor) -> Tensor:
+        """z0_hat [b, c, t, h, w] as the VAE decodes it."""
+        config = self.host.vae.config
+        scaled = clean / (config.get("scaling_factor") or 1)
+        if config.get("latents_mean") is None:
+            return scaled
+        mean, deviation = (
+            torch.tensor(config[name], dtype=clean.dtype, device=clean.device).view(1, -1, 1, 1, 1)
+            for name in ("latents_mean", "latents_std")
+        )
+        return scaled * deviation + mean
+
+    def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
+        """The whole clip is decoded, then the frames are taken: right for every VAE."""
+        latents = self.denormalised(clean).to(self.host.vae.dtype)
+        return self.host.vae.decode(latents).sample[:, :, list(frames)]
 
     def scale(self, step: Step) -> float:
         """The guidance scale of this step."""
         return self.host.guidance_scale
 
     def combine(self, step: Step, unconditional: Tensor, conditional: Tensor) -> Tensor:
-        """Classifier-free guidance on the branches' outputs [b, c, t, h, w]."""
-        return unconditional + self.scale(step) * (conditional - unconditional)
+        """Classifier-free guidance on the branches' outputs [b, c, t, h, w], rescaled where the pipeline says so."""
+        combined = unconditional + self.scale(step) * (conditional - unconditional)
+        rescale = getattr(self.host, "guidance_rescale", 0.0)
+        if not rescale:
+            return combined
+        deviations = [values.flatten(1).std(1).view(-1, 1, 1, 1, 1) for values in (conditional, combined)]
+        return combined * (1 - rescale + rescale * deviations[0] / deviations[1])
 
     @property
     def do_classifier_free_guidance(self) -> bool:
@@ -95,19 +158,70 @@ class DiffusersPipeline(Adapter):
     @classmethod
     def recognises(cls, host: Any) -> bool:
         return any(
-            base.__name__ == cls.pipeline and base.__module__.startswith("diffusers.") for base in type(host).__mro__
+            base.__name__ in cls.pipelines and base.__module__.startswith("diffusers.") for base in type(host).__mro__
         )
 
     @classmethod
     def host_class(cls) -> str:
-        return f"diffusers.{cls.pipeline}"
+        return ", ".join(f"diffusers.{name}" for name in cls.pipelines)
 
     def run_site(self) -> Site:
         return type(self.host), "__call__"
 
     def step_site(self) -> Site:
-        module = getattr(self.host, self.denoiser)
-        return module, "_call_impl" if module._compiled_call_impl is None else "_compiled_call_impl"
+        return call_site(getattr(self.host, self.denoiser))
+
+    def begin(self) -> None:
+        self._first = sys.maxsize  # step of the schedule that this sampling begins with
+        self._encoding: tuple[Callable[..., Any], inspect.BoundArguments] | None = None
+        self._encoded: list[Any] = []  # what encode_prompt gave the pipeline
+
+    def watch_run(self) -> dict[Site, Callable[..., Any]]:
+        return {self.encoding_site(): self._note_encoding}
+
+    def encoding_site(self) -> Site:
+        """The function that encodes prompts."""
+        return self.host, "encode_prompt"
+
+    def _note_encoding(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The first call is the prompts', as this sampling has them encoded."""
+        result = original(*args, **kwargs)
+        if self._encoding is None:
+            self._encoding = original, inspect.signature(original).bind(*args, **kwargs)
+        self._encoded.append(result)
+        return result
+
+    @property
+    def text(self) -> TextInput:
+        return text_input(self.host, self.prompt_end, self.template_tokens())
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """By the pipeline's own call of encode_prompt, made again for these prompts alone."""
+        if self._encoding is None:  # nothing is being sampled
+            encode = getattr(*self.encoding_site())
+            given = {"device": self.host._execution_device, **self.arguments}
+            taken = inspect.signature(encode)
+            encoding = taken.bind_partial(**{name: given[name] for name in taken.parameters if name in given})
+        else:
+            encode, encoding = self._encoding
+        call = inspect.BoundArguments(encoding.signature, encoding.arguments.copy())
+        call.apply_defaults()
+        alone: dict[str, Any] = {"prompt": list(prompts), "batch_size": len(prompts)}
+        alone |= {"do_classifier_free_guidance": False, "num_videos_per_prompt": 1, "num_images_per_prompt": 1}
+        for name, value in encoding.signature.parameters.items():
+            if name in alone:
+                call.arguments[name] = alone[name]
+            elif "embeds" in name:  # given in the prompt's place
+                call.arguments[name] = value.default
+        for name, value in call.arguments.items():  # of each prompt, where each has several videos
+            if name != "prompt" and isinstance(value, list) and 0 < len(value) < len(prompts) and _texts(value):
+                call.arguments[name] = [text for text in value for _ in range(len(prompts) // len(value))]
+        result = encode(*call.args, **call.kwargs)
+        return self.text_rows(self.denoiser_text(result, self.positive), 1)
+
+    def denoiser_text(self, encoded: Any, names: dict[str, int]) -> dict[str, Any]:
+        """What encode_prompt returned as the denoiser's arguments."""
+        return {name: encoded[number] for name, number in names.items()}
 
     @property
     def network(self) -> nn.Module:
@@ -151,7 +265,7 @@ class DiffusersPipeline(Adapter):
         return first.initial_seed() if isinstance(first, torch.Generator) else super().noise_seed()
 
     def word_ids(self, word: str) -> list[int]:
-        return self.host.tokenizer(word, add_special_tokens=False).input_ids
+        return word_tokenizer(self.host)(word, add_special_tokens=False).input_ids
 
     def modules(self) -> list[nn.Module]:
         return [self.network, uncompiled(self.host.vae), uncompiled(self.host.text_encoder)]
@@ -165,30 +279,52 @@ class DiffusersPipeline(Adapter):
 
     def step(self, latents: Tensor, rows: Tensor, call: Call) -> Step:
         """The step of this call, from the conditional branch's latents [b, c, t, h, w] and text rows [b, l, d]."""
-        timestep = float(torch.as_tensor(call.arguments.arguments["timestep"]).flatten()[0])
+        timestep = float(self.timestep(call.arguments.arguments))
         index, total = schedule_step(self.host.scheduler, timestep)
+        self._first = min(self._first, index)  # video-to-video begins later in the schedule
         return Step(
             latents=latents,
             conditioning=rows,
-            index=index,
-            total=total,
+            index=index - self._first,
+            total=total - self._first,
             timestep=timestep,
             frames=self.clip_frames(latents),
             call=call,
         )
 
+    def timestep(self, arguments: dict[str, Any]) -> float:
+        """The scheduler's timestep; of what is given, not sampled, the denoiser is told a smaller one."""
+        return float(torch.as_tensor(arguments["timestep"]).max())
+
+    def latents_in(self, arguments: dict[str, Any]) -> Tensor:
+        """The denoiser's latents [b, c, t, h, w], without a condition that is joined to them."""
+        latents = self.unpack(arguments[self.latents_argument], arguments)
+        return latents[:, : self.channels(arguments)]
+
+    def channels(self, arguments: dict[str, Any]) -> int:
+        """Channels of the clip's latents."""
+        config = self.host.vae.config
+        return config.get("z_dim") or config.get("latent_channels")
+
     def in_float32(self, step: Step) -> Step:
         tensors = {"latents": full_precision(step.latents), "conditioning": full_precision(step.conditioning)}
-        return replace(step, **tensors, call=replace(step.call, unconditional=None))
+        return replace(step, **tensors, call=replace(step.call, unconditional=None, branches={}))
 
     def sub_clip(self, step: Step, frames: range) -> Step | None:
-        if not self.parts:
+        if not self.parts or self.controlled(step):
             return None
         part = slice(frames.start, frames.stop)
         unconditional = self.unconditional(step)[:, :, part] if self.do_classifier_free_guidance else None
         call = Call(step.call.arguments, step.call.negative, unconditional, first=frames.start)
         latents = step.latents[:, :, part]
         return replace(step, latents=latents, frames=self.clip_frames(latents), call=call)
+
+    def controlled(self, step: Step) -> bool:
+        """Whether more than latents and text is given for every frame: a control, a condition, a history."""
+        given = {name: value for name, value in step.call.arguments.arguments.items() if value is not None}
+        dimension = self.channels_dimension
+        joined = given[self.latents_argument].shape[dimension] > self.pack(step.latents).shape[dimension]
+        return joined or self.given_frames(step) > 0 or not PER_FRAME.isdisjoint(given)
 
     @contextmanager
     def guided_step(self, step: Step) -> Iterator[None]:
@@ -202,7 +338,9 @@ class DiffusersPipeline(Adapter):
     def clean(self, step: Step, conditional: Tensor, unconditional: Tensor | None) -> Tensor:
         """z0_hat [b, c, t, h, w] of the branches' outputs; None without classifier-free guidance."""
         output = conditional if unconditional is None else self.combine(step, unconditional, conditional)
-        return clean_latents(self.host.scheduler, step.latents, output, step.timestep)
+        clean = clean_latents(self.host.scheduler, step.latents, output, step.timestep)
+        given = self.given_frames(step)
+        return torch.cat([step.latents[:, :, :given].to(clean), clean[:, :, given:]], 2) if given else clean
 
     def unconditional(self, step: Step) -> Tensor:
         """The unconditional branch, computed once a step and without a graph."""
@@ -214,19 +352,44 @@ class DiffusersPipeline(Adapter):
     def branch(self, step: Step, rows: Tensor) -> Tensor:
         """The denoiser on one branch: its text rows [b, l, d] -> its output [b, c, t, h, w]."""
         call = inspect.BoundArguments(step.call.arguments.signature, step.call.arguments.arguments.copy())
-        call.arguments[self.latents_argument] = self.pack(step.latents)
+        call.arguments.update(self.own_arguments(step, rows))
+        given = call.arguments[self.latents_argument]
+        packed = self.pack(step.latents)
+        if packed.shape[self.channels_dimension] < given.shape[self.channels_dimension]:  # a condition is joined
+            channels = packed.shape[self.channels_dimension]
+            rest = given.narrow(self.channels_dimension, channels, given.shape[self.channels_dimension] - channels)
+            packed = torch.cat([packed, rest.to(packed)], self.channels_dimension)
+        call.arguments[self.latents_argument] = packed
         call.arguments.update(self.branch_arguments(step, rows))
-        timestep = torch.as_tensor(call.arguments["timestep"])
-        if timestep.ndim:  # one a sample of both branches
-            call.arguments["timestep"] = timestep[: len(step.latents)]
         result = type(self.network)._call_impl(self.network, *call.args, **call.kwargs)  # neither hooked nor compiled
-        step.call.kind = type(result)
-        return self.unpack(result[0], call.arguments)
+        output = self.unpack(result[0], call.arguments)
+        step.call.kind, step.call.tail = type(result), tuple(result[1:])
+        step.call.unused = output.shape[1] - step.latents.shape[1]
+        return output[:, : step.latents.shape[1]]
+
+    def own_arguments(self, step: Step, rows: Tensor) -> dict[str, Any]:
+        """What of the host's call's arguments is this branch's, beside text and latents."""
+        return {}
 
     def returned(self, step: Step, output: Tensor) -> Any:
         """An output [b, c, t, h, w] in the form in which the denoiser returns its own."""
         kind = step.call.kind
-        return (self.pack(output),) if kind is tuple else kind(sample=self.pack(output))
+        output = F.pad(output, (0, 0) * 3 + (0, step.call.unused))
+        return (self.pack(output), *step.call.tail) if kind is tuple else kind(sample=self.pack(output))
+
+
+def _texts(values: list[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def with_mask(rows: Tensor, mask: Tensor) -> Tensor:
+    """Text rows [b, l, d] with their mask [b, l] as one column more."""
+    return torch.cat([rows, mask.to(rows.dtype).unsqueeze(-1)], dim=-1)
+
+
+def call_site(module: nn.Module) -> Site:
+    """Where a module is called, compiled or not."""
+    return module, "_call_impl" if module._compiled_call_impl is None else "_compiled_call_impl"
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
@@ -279,42 +442,3 @@ def staying(modules: Sequence[nn.Module]) -> Iterator[None]:
         finally:
             for (module, _), place in zip(offloaded, places, strict=True):
                 module.to(place)
-
-
-class BatchedGuidance(DiffusersPipeline):
-    """Pipelines that call their denoiser on both branches of classifier-free guidance at once, [uncond, cond]."""
-
-    def read(self, *args: Any, **kwargs: Any) -> Step | None:
-        call = self.bound(*args, **kwargs)
-        if call.arguments.get("added_cond_kwargs") is not None:
-            raise MotionPromptError("MotionPrompt does not know IP-Adapter images; unload the IP-Adapter")
-        latents = self.unpack(call.arguments[self.latents_argument], call.arguments)
-        rows = self.text_rows(call.arguments, latents.shape[2])
-        if not self.do_classifier_free_guidance:
-            return self.step(latents, rows, Call(call, None))
-        negative, positive = rows.chunk(2)
-        return self.step(latents.chunk(2)[1], positive, Call(call, negative))
-
-    def step_with(self, step: Step, conditioning: Tensor) -> Any:
-        """The host's batch of both branches, of which the unconditional one is known from the updates."""
-        output = self.branch(step, conditioning)
-        if self.do_classifier_free_guidance:
-            output = torch.cat([self.unconditional(step), output])
-        return self.returned(step, output)
-
-    def clean_in(self, step: Step, result: Any) -> Tensor:
-        output = self.unpack(result[0], step.call.arguments.arguments)
-        unconditional, conditional = output.chunk(2) if self.do_classifier_free_guidance else (None, output)
-        return self.clean(step, conditional, unconditional)
-
-
-class SingleFrames(BatchedGuidance):
-    """Those whose VAE knows single frames: a frame of latents is a frame of the clip, and any sub-clip will do."""
-
-    parts = True
-
-    def clip_frames(self, latents: Tensor) -> int:
-        return latents.shape[2]
-
-    def latent_frames(self, frames: int) -> int:
-        return frames

@@ -14,7 +14,6 @@ from mp_hooks.guidance import full_precision
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
 UNKNOWN_SETTINGS = {
     "thresholding": "dynamic thresholding, which is for pixels",
-    "invert_sigmas": "schedules that rise to the clean end",
 }
 # Those that clamp their z0_hat where clip_sample is set; others have the setting and do not heed it.
 CLIPPING = (
@@ -46,12 +45,15 @@ def clean_latents(scheduler: Any, latents: Tensor, output: Tensor, timestep: flo
     """
     check_scheduler(scheduler)
     latents, output = (full_precision(value) for value in (latents, output))
+    if hasattr(scheduler, "precondition_outputs"):  # EDM's, whose input is scaled too
+        sigma = scheduler.sigmas[_call(scheduler, timestep)].to(latents)
+        return scheduler.precondition_outputs(latents / scheduler._get_conditioning_c_in(sigma), output, sigma)
     signal, noise = LEVELS[_name(scheduler)](scheduler, timestep)
     clean = {
         "epsilon": lambda: (latents - noise * output) / signal,
         "v_prediction": lambda: signal * latents - noise * output,
         "sample": lambda: output,
-        "flow_prediction": lambda: latents - noise * output,
+        "flow_prediction": lambda: latents + noise * output if _rises(scheduler) else latents - noise * output,
     }[_prediction(scheduler)]()
     config = scheduler.config
     if config.get("clip_sample") and _name(scheduler) in CLIPPING:
@@ -116,7 +118,16 @@ def _of_sigma(scheduler: Any, timestep: float) -> tuple[float, float]:
 
 def _of_flow(scheduler: Any, timestep: float) -> tuple[float, float]:
     sigma = float(scheduler.sigmas[_call(scheduler, timestep)])
-    return 1 - sigma, sigma
+    return (sigma, 1 - sigma) if _rises(scheduler) else (1 - sigma, sigma)
+
+
+def _rises(scheduler: Any) -> bool:
+    """Whether the schedule goes from 0 up to the clean end, and z0 - eps is predicted (Mochi)."""
+    return bool(scheduler.config.get("invert_sigmas"))
+
+
+def _of_edm(scheduler: Any, timestep: float) -> tuple[float, float]:
+    raise NotImplementedError  # its own code makes z0_hat
 
 
 # By class name: a scheduler's structure does not tell what it does to z_t.
@@ -146,4 +157,6 @@ LEVELS: dict[str, Callable[[Any, float], tuple[float, float]]] = {
     "FlowMatchHeunDiscreteScheduler": _of_flow,
     "FlowMatchLCMScheduler": _of_flow,
     "LTXEulerAncestralRFScheduler": _of_flow,
+    "HeliosScheduler": _of_flow,
+    "EDMEulerScheduler": _of_edm,
 }

@@ -1,16 +1,29 @@
-"""Where token embeddings enter the text encoders that pipelines share."""
+"""Where token embeddings enter the text encoders that pipelines share: the table is in docs/hosts.md."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from mp_hooks.guidance.tokens import TextInput
 
+T5 = ("T5EncoderModel", "UMT5EncoderModel")
+
+
+def text_input(pipe: Any, end: str | None = None, skip: int = 0) -> TextInput:
+    """Of the pipeline's `text_encoder`, told by its class.
+
+    end: the token that ends a prompt within a template. skip: tokens of the template in front of it.
+    """
+    encoder = getattr(pipe.text_encoder, "_orig_mod", pipe.text_encoder)
+    if type(encoder).__name__ in T5:
+        return t5_text(pipe)
+    if type(encoder).__name__.startswith("CLIPText"):
+        return clip_text(pipe)
+    return chat_text(pipe, end, skip)
+
 
 def clip_text(pipe: Any) -> TextInput:
-    """CLIP, whose padding is its end-of-text token (Stable Diffusion's) or id 0."""
+    """CLIP, whose padding is its end-of-text token (Stable Diffusion's) or id 0; nobody asks for its mask."""
     tokenizer = pipe.tokenizer
     embedding = pipe.text_encoder.get_input_embeddings()
     return TextInput(embedding, end=tokenizer.eos_token_id, start=tokenizer.bos_token_id)
@@ -18,36 +31,19 @@ def clip_text(pipe: Any) -> TextInput:
 
 def t5_text(pipe: Any) -> TextInput:
     """T5 and UMT5: get_input_embeddings() is T5's shared table, a module that is never called."""
-    return TextInput(pipe.text_encoder.encoder.embed_tokens, end=pipe.tokenizer.eos_token_id)
+    embedding = pipe.text_encoder.encoder.embed_tokens
+    return TextInput(embedding, end=pipe.tokenizer.eos_token_id, tokenizer=(pipe, "tokenizer"))
 
 
-class WideningTokenizer:
-    """A tokenizer whose attention masks count some tokens more, the learnable ones."""
-
-    def __init__(self, tokenizer: Any, count: int) -> None:
-        self._tokenizer, self._count = tokenizer, count
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        result = self._tokenizer(*args, **kwargs)
-        mask = result["attention_mask"].clone()
-        for row in mask:  # padding is on the right
-            row[: int(row.sum()) + self._count] = 1
-        result["attention_mask"] = mask
-        return result
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._tokenizer, name)
+def chat_text(pipe: Any, end: str | None, skip: int) -> TextInput:
+    """A language model (Llama, Qwen, Gemma), whose prompt a template may surround."""
+    tokenizer = word_tokenizer(pipe)
+    number = -1 if end is None else tokenizer.convert_tokens_to_ids(end)
+    number = -1 if number in (None, tokenizer.unk_token_id) else number
+    embedding = pipe.text_encoder.get_input_embeddings()
+    return TextInput(embedding, end=number, tokenizer=(pipe, "tokenizer"), skip=skip)
 
 
-@contextmanager
-def mask_counts(pipe: Any, count: int) -> Iterator[None]:
-    """While open, the pipeline's own encoding counts `count` more tokens as text.
-
-    The pipelines take their masks from the tokenizer, which never sees the learnable tokens.
-    """
-    tokenizer = vars(pipe)["tokenizer"]  # not by setattr, which diffusers takes for a change of configuration
-    vars(pipe)["tokenizer"] = WideningTokenizer(tokenizer, count)
-    try:
-        yield
-    finally:
-        vars(pipe)["tokenizer"] = tokenizer
+def word_tokenizer(pipe: Any) -> Any:
+    """The tokenizer itself, also where the pipeline has it inside a processor of text and images."""
+    return getattr(pipe.tokenizer, "tokenizer", pipe.tokenizer)

@@ -31,6 +31,10 @@ class AnimateDiff(MotionModules, InflatedStableDiffusion):
             return prompts
         return prompts * len(given)  # one for all
 
+    def controlled(self, step: Step) -> bool:
+        """SparseCtrl's residuals are cut like the latents."""
+        return False
+
     def branch_arguments(self, step: Step, rows: Tensor) -> dict[str, Any]:
         """Text rows, and of SparseCtrl's residuals, which the host computed for both, this branch's and its frames'."""
         arguments = super().branch_arguments(step, rows)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from mp_hooks.backbones.diffusers.pipeline import SingleFrames
+from mp_hooks.backbones.base import Site
+from mp_hooks.backbones.diffusers.branches import SingleFrames
 from mp_hooks.backbones.diffusers.text import clip_text
 from mp_hooks.guidance import Step
 from mp_hooks.guidance.tokens import TextInput
@@ -24,7 +25,8 @@ class InflatedStableDiffusion(SingleFrames):
     is called as they do.
     """
 
-    module: ClassVar[str]  # where the pipeline class is
+    module: ClassVar[str]  # where the pipeline class is,
+    pipeline: ClassVar[str]  # and its name
     denoiser = "unet"
     latents_argument = "sample"
 
@@ -42,6 +44,9 @@ class InflatedStableDiffusion(SingleFrames):
 
     def scale(self, step: Step) -> float:
         return self.arguments["guidance_scale"]
+
+    def watch_run(self) -> dict[Site, Callable[..., Any]]:
+        return {}  # the hosts' encoding has another name
 
     def attention(self, hooks: Hooks) -> None:
         """The host's own keeps the matrix; layers in time, whose matrices are small, may have another function."""
