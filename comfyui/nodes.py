@@ -9,7 +9,7 @@ from mp_hooks.backbones.comfyui.model import KEY, ComfyUI
 from mp_hooks.config import MotionPromptConfig, load_config
 from mp_hooks.errors import MotionPromptError
 
-PRESETS = ["exact", "paper"]  # the cheaper ones need sub-clips, or latents of Stable Diffusion
+PRESETS = ["exact", "paper", "balanced"]  # fast needs latents of Stable Diffusion
 OURS = {"strict": True, "progress": False}  # an error, because nobody sees a warning here; ComfyUI has a bar of its own
 CONFIG = {option.name: option for option in fields(MotionPromptConfig)}
 ADVANCED = [
@@ -42,15 +42,18 @@ class MotionPrompt:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
+        preset = (
+            "exact: this project's loss; paper: the paper's settings; balanced: exact on a part of the clip, cheaper"
+        )
         text = "the positive prompt: the very text that the sampler's positive conditioning is made of"
-        strength = "how far an update moves the tokens: a factor on the preset's learning rate; 0 changes nothing"
+        strength = "how far updates move the tokens: a factor on the preset's learning rate; 0 keeps the initial word"
         return {
             "required": {
                 "model": ("MODEL", {"tooltip": "Wan or LTX-Video, with its LoRAs"}),
                 "clip": ("CLIP", {"tooltip": "the text encoder of the positive prompt"}),
                 "vae": ("VAE", {"tooltip": "the VAE that decodes this model's latents"}),
                 "text": ("STRING", {"multiline": True, "tooltip": text}),
-                "preset": (PRESETS, {"tooltip": "exact: this project's loss; paper: the paper's settings"}),
+                "preset": (PRESETS, {"tooltip": preset}),
                 "strength": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 100.0, "step": 0.05, "tooltip": strength}),
                 "start": widget("start"),
                 "stop": widget("stop"),

@@ -38,6 +38,7 @@ from mp_hooks.discriminator.train import Training, TrainingConfig, fit, flip, tu
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.flow import load_flow, warp
 from mp_hooks.guidance.objective import total_variation
+from mp_hooks.video import write_video
 
 TINY = DiscriminatorConfig(image_size=32, width=32, depth=1, heads=2)
 
@@ -439,6 +440,28 @@ def test_training_from_the_command_line_learns_and_resumes(
     assert f"{report['gain_by_video']['mean']:+.3f}" in output
     assert "at temperature 1.0" in output, "training has calibrated it already"
     assert FlowDiscriminator.from_pretrained(tmp_path / "calibrated").config.flow_size == 64
+
+
+def test_clips_of_many_kinds_are_learned_from_and_what_is_none_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    kinds = [("a.mp4", 64, 64, 8, 8), ("b.gif", 48, 80, 10, 12), ("c.avi", 96, 54, 30, 24), ("d.mov", 64, 64, 60, 30)]
+    for folder in ("real", "fake"):
+        for name, height, width, rate, frames in [*kinds, ("e.mkv", 64, 64, 24, 12), ("f.MP4", 32, 200, 25, 12)]:
+            source = torch.rand(3, height // 8 + 2, width // 8 + 8, generator=generator)
+            large = torch.nn.functional.interpolate(source[None], scale_factor=8, mode="bicubic")[0].clamp(0, 1)
+            clip = torch.stack([large[:, :height, t : t + width] for t in range(frames)])
+            (tmp_path / folder).mkdir(exist_ok=True)
+            write_video(tmp_path / folder / name, (clip * 255).byte(), rate)
+        (tmp_path / folder / "broken.mp4").write_bytes(b"no video")
+    folders = [f"--{name}={tmp_path / folder}" for name, folder in (("real", "real"), ("fake", "fake"))]
+    sizes = ["--flow-size", "32", "--image-size", "16", "--backbone", "conv", "--width", "8", "--epochs", "1"]
+    with pytest.warns(UserWarning, match=r"broken\.mp4"):
+        assert main(["discriminator", "train", *folders, "--out", str(tmp_path / "out"), *sizes]) == 0
+    told = re.findall(r"(\w+): \d+ flow fields of (\d) clips in \d+ s: [\d.]+ fields a second", capsys.readouterr().out)
+    assert [name for name, _ in told] == ["real", "generated"]
+    assert all(int(clips) >= 5 for _, clips in told)
 
 
 def test_an_interrupted_training_ends_where_an_unbroken_one_does(

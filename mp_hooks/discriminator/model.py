@@ -1,7 +1,8 @@
 """The flow discriminator: how real does an optical flow field look?
 
 phi(f) = sigmoid(logit) is the probability that f is the flow of real video: a projection of the two flow
-channels to a ViT's three, the ViT, and a 3-layer MLP head (MotionPrompt, arXiv 2411.15540).
+channels to a ViT's three, the ViT, and a 3-layer MLP head (MotionPrompt, arXiv 2411.15540). Convolutions may take the
+ViT's place.
 """
 
 from __future__ import annotations

@@ -150,8 +150,12 @@ def flow_of(
             raise MotionPromptError(
                 f"several processes train on shards, not on videos: run 'motionprompt flow extract' on {folder}"
             )
-        if skipped := extract(folder, cache, load_flow(estimator, weights), settings, exclude).skipped:
-            warnings.warn(f"{len(skipped)} videos of {folder} are left out: {'; '.join(skipped)}", stacklevel=2)
+        done = extract(folder, cache, load_flow(estimator, weights), settings, exclude)
+        if done.clips:
+            tqdm.write(f"{cache.name}: {done}")
+        if done.skipped:
+            words = f"{len(done.skipped)} videos of {folder} are left out: {'; '.join(done.skipped)}"
+            warnings.warn(words, stacklevel=2)
         folder = cache
     plan, wanted = _read_plan(folder), {"flow": estimator, **asdict(settings)}
     if differ := [key for key in ALIKE if plan.get(key) != wanted[key]]:

@@ -83,8 +83,8 @@ def load_pipeline(settings: Generation) -> Any:
     except ImportError as error:
         raise MotionPromptError("diffusers is not installed; pip install 'mp_hooks[diffusers]'") from error
     name = settings.pipeline or "DiffusionPipeline"
-    kind: Any = getattr(diffusers, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, diffusers.DiffusionPipeline)):
+    kind = _class_of(diffusers, name, diffusers.DiffusionPipeline)
+    if kind is None:
         raise MotionPromptError(f"diffusers {diffusers.__version__} has no pipeline {name}; check its name")
     with _told(settings.model), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`torch_dtype` is deprecated")  # older diffusers know no other name
@@ -108,6 +108,12 @@ def load_pipeline(settings: Generation) -> Any:
     return pipe
 
 
+def _class_of(diffusers: Any, name: str, base: type) -> Any:
+    """The class of diffusers called `name`, None where that is no `base`."""
+    found = getattr(diffusers, name, None)
+    return found if isinstance(found, type) and issubclass(found, base) else None
+
+
 @contextmanager
 def _told(model: str) -> Iterator[None]:
     """Whatever keeps diffusers from loading `model` becomes one sentence."""
@@ -124,8 +130,8 @@ def _told(model: str) -> Iterator[None]:
 
 
 def _scheduler(diffusers: Any, pipe: Any, name: str) -> Any:
-    kind: Any = getattr(diffusers, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+    kind = _class_of(diffusers, name, diffusers.SchedulerMixin)
+    if kind is None:
         fitting = {type(pipe.scheduler).__name__, *(one.__name__ for one in pipe.scheduler.compatibles)}
         raise unknown_name("scheduler", name, list(fitting))
     return kind.from_config(pipe.scheduler.config)

@@ -47,19 +47,27 @@ def weights_in_float32(*modules: nn.Module, blocks: Iterable[nn.Module] = ()) ->
 
     def around(owner: nn.Module, kind: torch.dtype | None) -> None:
         """Let its weights be there, in this type or their own, while it is called."""
-        inside = [own[id(weight)] for weight in _weights(owner) if id(weight) in own]
+        places = [place for part in owner.modules() for place in (part._parameters, part._buffers)]
+        inside = [
+            (place, name, own[id(weight)][1])
+            for place in places
+            for name, weight in place.items()
+            if weight is not None and id(weight) in own
+        ]
 
         def call(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            between = [(weight, weight.data) for weight, _ in inside]
-            for weight, values in inside:
-                weight.data = values.to(weight.device, kind)
+            between = [(place, name, place[name]) for place, name, _ in inside]
+            for (place, name, weight), (*_, values) in zip(between, inside, strict=True):
+                # a weight of its own, as checkpointing keeps frozen ones as they are for the backward pass
+                there = values.to(weight.device, kind)
+                place[name] = nn.Parameter(there, requires_grad=False) if isinstance(weight, nn.Parameter) else there
             try:
                 return original(*args, **kwargs)
             finally:
-                for weight, nothing in between:
-                    weight.data = nothing
+                for place, name, weight in between:
+                    place[name] = weight
 
-        apart.update(id(weight) for weight, _ in inside)
+        apart.update(id(place[name]) for place, name, _ in inside)
         hooks.wrap(owner, "forward", call, inside=True)  # of checkpointing, so that it holds when computed again
 
     try:

@@ -82,6 +82,7 @@ class HostCase(ABC):
     name: ClassVar[str]  # of the adapter
     device = "cpu"  # on which it is opened
     prompts: list[str] = PROMPTS
+    not_in_float64: ClassVar[str] = ""  # why the host cannot compute in it, where it cannot
     # Half of the steps guided, with moves large enough to show in a random network. Plain gradient descent, because
     # Adam turns the rounding of a near-zero gradient into a step of full size.
     config = MotionPromptConfig(

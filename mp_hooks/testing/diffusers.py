@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import ModuleType
@@ -198,15 +198,24 @@ class DiffusersCase(HostCase):
     @contextmanager
     def in_float64(self, host: Any) -> Iterator[None]:
         """Also what pipelines make in float32 by name, or mix with their own latents."""
-        lerp, arange = torch.lerp, torch.arange
+        lerp = torch.lerp
 
         def of_one_type(first: Tensor, second: Tensor, weight: Any) -> Tensor:
             return lerp(first.double(), second.double(), weight)
 
-        def wide(*args: Any, dtype: Any = None, **kwargs: Any) -> Tensor:
-            return arange(*args, dtype=torch.float64 if dtype is torch.float32 else dtype, **kwargs)
+        def wide(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+            def called(*args: Any, dtype: Any = None, **kwargs: Any) -> Tensor:
+                return function(*args, dtype=torch.float64 if dtype is torch.float32 else dtype, **kwargs)
 
-        with swapped(torch, "lerp", of_one_type), swapped(torch, "arange", wide), super().in_float64(host):
+            return called
+
+        with (
+            swapped(torch, "lerp", of_one_type),
+            swapped(torch, "arange", wide(torch.arange)),
+            swapped(torch, "linspace", wide(torch.linspace)),
+            swapped(torch.linalg, "vector_norm", wide(torch.linalg.vector_norm)),
+            super().in_float64(host),
+        ):
             yield
 
     def own_predictions(self, host: Any, prompts: list[str], seed: int) -> list[Tensor]:

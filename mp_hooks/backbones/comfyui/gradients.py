@@ -30,6 +30,12 @@ class OutOfPlace(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
+def out_of_place(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A hook for blocks that are computed again: torch.autograd.grad takes the mode around it away in the meantime."""
+    with OutOfPlace():
+        return original(*args, **kwargs)
+
+
 def usable(tensor: Tensor) -> Tensor:
     """The tensor, or where inference mode has made it, a plain one on the same memory: a backward pass may keep it."""
     if not tensor.is_inference() or type(tensor) not in (Tensor, nn.Parameter):

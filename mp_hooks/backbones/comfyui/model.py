@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mp_hooks.backbones.comfyui.gradients import OutOfPlace, native_attention, tensors_usable, usable
+from mp_hooks.backbones.comfyui.gradients import OutOfPlace, native_attention, out_of_place, tensors_usable, usable
 from mp_hooks.backbones.comfyui.text import TextEncoder
 from mp_hooks.compat import swapped
 from mp_hooks.config import MotionPromptConfig
@@ -146,7 +147,7 @@ class ComfyUI(Host):
             index=min(max(index, 0), total - 1),
             total=total,
             timestep=float(self.model.model_sampling.timestep(call.sigma).max()),
-            frames=self.image_decoder.upscale_ratio[0](call.latents.shape[2]),
+            frames=self._frames(call.latents.shape[2]),
             call=call,
         )
 
@@ -187,6 +188,28 @@ class ComfyUI(Host):
     def step_with(self, step: Step, conditioning: Tensor) -> Tensor:
         return self.predict_clean(step, conditioning)
 
+    def clean_in(self, step: Step, result: Any) -> Tensor:
+        return result
+
+    def latent_frames(self, frames: int) -> int:
+        return next(count for count in itertools.count(1) if self._frames(count) >= frames)
+
+    def sub_clip(self, step: Step, frames: range) -> Step | None:
+        call: Call = step.call
+        if any(_is_tensor(cond) and cond.cond.ndim == 5 for cond in self._positive()["model_conds"].values()):
+            return None  # a picture or a clip is part of the conditioning
+        if not call.memo:
+            with torch.no_grad():
+                self.predict_clean(step, step.conditioning)
+        part = slice(frames.start, frames.stop)
+        memo = {place: clean[:, :, part] for place, clean in call.memo.items()}
+        call = replace(call, latents=call.latents[:, :, part], memo=memo)
+        return replace(step, latents=step.latents[:, :, part], frames=self._frames(len(frames)), call=call)
+
+    def _frames(self, latent_frames: int) -> int:
+        """Frames of the clip that so many latent ones decode to."""
+        return self.image_decoder.upscale_ratio[0](latent_frames)
+
     def in_float32(self, step: Step) -> Step:
         return replace(step, latents=full_precision(step.latents), call=replace(step.call, memo={}))
 
@@ -225,6 +248,8 @@ class ComfyUI(Host):
         clip, hooks = self.encoder.clip, Hooks()
         try:
             self._attention = native_attention(hooks)
+            for block in self.blocks()["attention"]:
+                hooks.wrap(block, "forward", out_of_place)
             hooks.wrap(clip, "load_model", lambda _original: clip.patcher)  # it is there, see `guide`
             with tensors_usable([*self.modules(), self.encoder.module], [self.model.latent_format]), OutOfPlace():
                 yield
@@ -234,10 +259,9 @@ class ComfyUI(Host):
     # --- pixels and weights
 
     def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
-        ratio, vae = self.image_decoder.upscale_ratio[0], self.vae()
-        latents = self.model.process_latent_out(clean)
+        vae, latents = self.vae(), self.model.process_latent_out(clean)
         if type(vae).__name__ in CAUSAL:
-            latents = latents[:, :, : next(n for n in range(1, latents.shape[2] + 1) if ratio(n) > max(frames))]
+            latents = latents[:, :, : self.latent_frames(max(frames) + 1)]
         latents = latents.to(self.image_decoder.device, next(vae.parameters()).dtype)
         return vae.decode(latents)[:, :, list(frames)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from mp_hooks.backbones.diffusers.branches import BatchedGuidance, SingleFrames
@@ -45,7 +46,9 @@ class Allegro(BatchedGuidance):
         return latents.shape[2] * self.host.vae_scale_factor_temporal
 
     def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
-        return self.host.decode_latents(clean.to(self.host.vae.dtype))[:, :, list(frames)]
+        """One sample at a time, as its tiles are."""
+        latents = clean.to(self.host.vae.dtype).split(1)
+        return torch.cat([self.host.decode_latents(one)[:, :, list(frames)] for one in latents])
 
     def latent_frames(self, frames: int) -> int:
         return -(-frames // self.host.vae_scale_factor_temporal)
