@@ -186,11 +186,13 @@ SETUPS = {
 }
 
 
-def gradient(name: str, prepare: Callable[[Any], Any], dtype: torch.dtype = torch.float32) -> Tensor:
+def gradient(
+    name: str, prepare: Callable[[Any], Any], dtype: torch.dtype = torch.float32, checkpointing: str = "none"
+) -> Tensor:
     """Of the first guided step's two updates, [2 b, n d]."""
     case = tiny(name)
     assert isinstance(case, DiffusersCase)
-    method = Recorder(replace(case.config, stop=0.5, checkpointing="none"))
+    method = Recorder(replace(case.config, stop=0.5, checkpointing=checkpointing))
     with case.open() as pipe:
         for part in parts(pipe):
             part.to(dtype)
@@ -227,6 +229,13 @@ def test_a_host_in_bfloat16_is_guided_in_float32_or_says_that_it_is_not(
     assert found.isfinite().all() and (found != 0).flatten(1).any(1).all()
     told = any(SetUp.in_bfloat16 in str(one.message) for one in recwarn)
     assert told == (chosen.in_bfloat16 is not None)
+
+
+@pytest.mark.parametrize("name", ["diffusers-wan", "diffusers-animatediff"])
+def test_blocks_computed_again_have_the_float32_weights_they_had(name: str) -> None:
+    """Of a bfloat16 host, whose blocks' weights are float32 one block at a time."""
+    once, again = (gradient(name, lambda _pipe: None, torch.bfloat16, policy) for policy in ("none", "all"))
+    torch.testing.assert_close(again, once, rtol=1e-3, atol=1e-4 * float(once.abs().max()))
 
 
 def test_quantised_activations_have_no_gradient_and_that_is_told() -> None:
