@@ -188,13 +188,6 @@ class TestHunyuanVideoWithNegativePrompt(ConformanceSuite):
 GUIDERS = {
     "ClassifierFreeZeroStarGuidance": {"guidance_scale": 4.0, "zero_init_steps": 0},
     "AdaptiveProjectedGuidance": {"guidance_scale": 4.0, "adaptive_projected_guidance_momentum": -0.5},
-    "SkipLayerGuidance": {
-        "guidance_scale": 4.0,
-        "skip_layer_guidance_scale": 2.0,
-        "skip_layer_guidance_layers": [0],
-        "skip_layer_guidance_start": 0.0,
-        "skip_layer_guidance_stop": 1.0,
-    },
 }
 globals().update(
     {

@@ -562,8 +562,6 @@ class Kandinsky5Case(FlowMatchingCase):
     """Kandinsky5T2VPipeline with three latent frames, which decode to nine."""
 
     name = "diffusers-kandinsky5"
-    guidance: ClassVar = {"Kandinsky5I2VPipeline": {"start": 0.5, "stop": 1.0}}
-    alone: ClassVar = ("Kandinsky5I2VPipeline",)
     settings: ClassVar = {"num_frames": 9, "height": 64, "width": 64, "max_sequence_length": 16}
 
     def build(self, diffusers: ModuleType) -> Any:
@@ -574,7 +572,6 @@ class Kandinsky5Case(FlowMatchingCase):
 
     def parts(self, diffusers: ModuleType) -> dict[str, Any]:
         tokenizer, tokenizer_2 = chat_tokenizer(), build_tokenizer(WORDS, length=77)
-        picture = self.pipeline == "Kandinsky5I2VPipeline"
         transformer = diffusers.Kandinsky5Transformer3DModel(
             in_visual_dim=4,
             in_text_dim=32,
@@ -587,7 +584,7 @@ class Kandinsky5Case(FlowMatchingCase):
             num_text_blocks=1,
             num_visual_blocks=1,
             axes_dims=(1, 1, 2),
-            visual_cond=picture,
+            visual_cond=False,
             attention_type="regular",
         )
         awaken(transformer)
@@ -600,10 +597,6 @@ class Kandinsky5Case(FlowMatchingCase):
             "tokenizer_2": tokenizer_2,
             "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
         }
-
-    def inputs(self, taken: Sequence[str]) -> dict[str, Any]:
-        """With a picture the pipeline evens out the first four latent frames, and needs more."""
-        return super().inputs(taken) | ({"num_frames": 17} if "image" in taken else {})
 
     def latents(self, host: Any, frames: Tensor) -> Tensor:
         return frames.permute(0, 4, 1, 2, 3)

@@ -16,7 +16,7 @@ from mp_hooks.guidance.numerics import all_finite
 
 
 class Guider(DiffusersPipeline):
-    """Any guider (CFG, CFG-Zero*, APG, skip-layer guidance): z0_hat is what a copy of it makes of all branches.
+    """Any guider (CFG, CFG-Zero*, APG): z0_hat is what a copy of it makes of all branches.
 
     A step is guided at its first call, the conditional one; the others are answered with what the updates computed.
     """

@@ -1,4 +1,4 @@
-"""Kandinsky 5, text-to-video and image-to-video."""
+"""Kandinsky 5, text-to-video."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from mp_hooks.backbones.diffusers.branches import SeparateGuidance
-from mp_hooks.guidance import Step
 
 
 class Kandinsky5(SeparateGuidance):
     """Latents [b, t, h, w, c]; Qwen2.5-VL in a template, whose rows grow by the tokens; CLIP's pooled vector."""
 
     name = "diffusers-kandinsky5"
-    pipelines = ("Kandinsky5T2VPipeline", "Kandinsky5I2VPipeline")
+    pipelines = ("Kandinsky5T2VPipeline",)
     channels_dimension = -1
     positive: ClassVar = {"encoder_hidden_states": 0, "pooled_projections": 1}
     negative: ClassVar = {}
@@ -37,6 +36,3 @@ class Kandinsky5(SeparateGuidance):
 
     def template_tokens(self) -> int:
         return self.host.prompt_template_encode_start_idx
-
-    def given_frames(self, step: Step) -> int:
-        return 1 if "I2V" in type(self.host).__name__ else 0

@@ -24,6 +24,7 @@ UNGUIDED = {
     "CosmosVideoToWorldPipeline": "its two branches see different noise on the frames that are given",
     "Cosmos2_5_TransferPipeline": "its control network reads the text too, and its chunks go on from each other",
     "Cosmos3OmniPipeline": "one transformer encodes its text and samples, so that text rows cannot be put in alone",
+    "Kandinsky5I2VPipeline": "its gradient is up to 10 % off that of finite differences, and why is not known yet",
     "Kandinsky6TI2VAPipeline": "its text feeds picture and sound, which are sampled together",
     "EasyAnimateControlPipeline": "its call of its own encode_prompt fails in diffusers 0.42 (text_encoder_index)",
     "LTX2Pipeline": SOUND,
