@@ -70,6 +70,6 @@ def test_a_patched_host_tells_what_is_hooked() -> None:
             told = mp_hooks.describe_patch(pipe)
         assert told == (
             "<MotionPrompt (diffusers-animatediff) on AnimateDiffPipeline.__call__; "
-            "while it samples on UNetMotionModel._call_impl>"
+            "while it samples on UNetMotionModel._call_impl, AnimateDiffPipeline.encode_prompt>"
         )
         assert mp_hooks.describe_patch(pipe) == "<AnimateDiffPipeline is not patched>"

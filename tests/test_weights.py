@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mp_hooks.guidance.memory import checkpointed
+from mp_hooks.guidance.numerics import weights_in_float32
 from mp_hooks.hooks import Hooks
 from mp_hooks.testing import tiny
 from mp_hooks.testing.conformance import Recorder, patched
@@ -271,4 +273,14 @@ def test_an_attention_backend_without_a_backward_pass_is_not_taken_in_guided_ste
     finally:
         registry._backends[backend], registry._supported_arg_names[backend] = own
     assert calls, "plain steps take it"
+    torch.testing.assert_close(found, expected)
+
+
+def test_weights_of_a_block_that_is_computed_again_are_there_for_its_backward_pass() -> None:
+    """Checkpointing keeps frozen ones as they are, which a norm's backward pass reads after the block's call."""
+    block = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4), nn.LayerNorm(4)).bfloat16().requires_grad_(False)
+    x = torch.randn(2, 4, requires_grad=True)
+    with checkpointed({"attention": [block]}, "attention"), weights_in_float32(block, blocks=[block]):
+        (found,) = torch.autograd.grad(block(x)[:, 0].sum(), x)
+    (expected,) = torch.autograd.grad(block.float()(x)[:, 0].sum(), x)
     torch.testing.assert_close(found, expected)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mp_hooks.backbones.base import Site
-from mp_hooks.backbones.diffusers.pipeline import Call, DiffusersPipeline, call_site, uncompiled
+from mp_hooks.backbones.diffusers.modules import call_site, uncompiled
+from mp_hooks.backbones.diffusers.pipeline import Call, DiffusersPipeline
 from mp_hooks.guidance import Step
 from mp_hooks.guidance.numerics import all_finite
 

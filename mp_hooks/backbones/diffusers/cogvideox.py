@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mp_hooks.backbones.diffusers.branches import BatchedGuidance
 from mp_hooks.backbones.diffusers.causal import warmed
-from mp_hooks.backbones.diffusers.pipeline import uncompiled
+from mp_hooks.backbones.diffusers.modules import uncompiled
 from mp_hooks.guidance import Step
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -13,13 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mp_hooks.backbones.base import Adapter, Site
+from mp_hooks.backbones.base import Site
+from mp_hooks.backbones.diffusers.encoding import Encoding
+from mp_hooks.backbones.diffusers.modules import call_site, own_attention, staying, uncompiled, wrappers_off
 from mp_hooks.backbones.diffusers.schedule import check_scheduler, clean_latents, schedule_step
-from mp_hooks.backbones.diffusers.text import text_input, word_tokenizer
-from mp_hooks.compat import swapped
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.guidance import Step, full_precision
-from mp_hooks.guidance.tokens import TextInput
 
 # Arguments of denoisers that hold something for every frame.
 PER_FRAME = {
@@ -48,7 +47,7 @@ class Call:
     branches: dict[int, Tensor] = field(default_factory=dict)
 
 
-class DiffusersPipeline(Adapter):
+class DiffusersPipeline(Encoding):
     """Pipelines whose denoiser is one module, or several that take turns.
 
     The run site is the pipeline class's `__call__` (an instance attribute would not be called), acting on this
@@ -62,11 +61,6 @@ class DiffusersPipeline(Adapter):
     channels_dimension: ClassVar[int] = 1  # of the denoiser's latents, where a condition may be joined to them
     copies_argument: ClassVar[str | None] = "num_videos_per_prompt"  # of the pipeline's call, None where it heeds none
     mask_argument: ClassVar[str | None] = None  # of the denoiser: the text's mask
-    # Which of encode_prompt's results are which of the denoiser's arguments, for prompt and negative prompt;
-    # `negative` is empty where encode_prompt is called for each.
-    positive: ClassVar[dict[str, int]] = {"encoder_hidden_states": 0}
-    negative: ClassVar[dict[str, int]] = {"encoder_hidden_states": 1}
-    prompt_end: ClassVar[str | None] = None  # token that ends the prompt in a template
     view: ClassVar[int | None] = 32
     parts: ClassVar[bool] = False  # whether some of the clip's latent frames alone are a clip to the denoiser
     frames_factor: ClassVar[str] = "vae_scale_factor_temporal"  # of the pipeline: frames of the clip to a latent one
@@ -94,10 +88,6 @@ class DiffusersPipeline(Adapter):
         if self.mask_argument is None:
             return {"encoder_hidden_states": rows}
         return {"encoder_hidden_states": rows[..., :-1], self.mask_argument: rows[..., -1].detach()}
-
-    def template_tokens(self) -> int:
-        """Tokens of a template in front of the prompt."""
-        return 0
 
     def branch_arguments(self, step: Step, rows: Tensor) -> dict[str, Any]:
         """What of the denoiser's arguments belongs to one branch: its text rows [b, l, d]."""
@@ -172,56 +162,8 @@ class DiffusersPipeline(Adapter):
         return call_site(getattr(self.host, self.denoiser))
 
     def begin(self) -> None:
+        super().begin()
         self._first = sys.maxsize  # step of the schedule that this sampling begins with
-        self._encoding: tuple[Callable[..., Any], inspect.BoundArguments] | None = None
-        self._encoded: list[Any] = []  # what encode_prompt gave the pipeline
-
-    def watch_run(self) -> dict[Site, Callable[..., Any]]:
-        return {self.encoding_site(): self._note_encoding}
-
-    def encoding_site(self) -> Site:
-        """The function that encodes prompts."""
-        return self.host, "encode_prompt"
-
-    def _note_encoding(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """The first call is the prompts', as this sampling has them encoded."""
-        result = original(*args, **kwargs)
-        if self._encoding is None:
-            self._encoding = original, inspect.signature(original).bind(*args, **kwargs)
-        self._encoded.append(result)
-        return result
-
-    @property
-    def text(self) -> TextInput:
-        return text_input(self.host, self.prompt_end, self.template_tokens())
-
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """By the pipeline's own call of encode_prompt, made again for these prompts alone."""
-        if self._encoding is None:  # nothing is being sampled
-            encode = getattr(*self.encoding_site())
-            given = {"device": self.host._execution_device, **self.arguments}
-            taken = inspect.signature(encode)
-            encoding = taken.bind_partial(**{name: given[name] for name in taken.parameters if name in given})
-        else:
-            encode, encoding = self._encoding
-        call = inspect.BoundArguments(encoding.signature, encoding.arguments.copy())
-        call.apply_defaults()
-        alone: dict[str, Any] = {"prompt": list(prompts), "batch_size": len(prompts)}
-        alone |= {"do_classifier_free_guidance": False, "num_videos_per_prompt": 1, "num_images_per_prompt": 1}
-        for name, value in encoding.signature.parameters.items():
-            if name in alone:
-                call.arguments[name] = alone[name]
-            elif "embeds" in name:  # given in the prompt's place
-                call.arguments[name] = value.default
-        for name, value in call.arguments.items():  # of each prompt, where each has several videos
-            if name != "prompt" and isinstance(value, list) and 0 < len(value) < len(prompts) and _texts(value):
-                call.arguments[name] = [text for text in value for _ in range(len(prompts) // len(value))]
-        result = encode(*call.args, **call.kwargs)
-        return self.text_rows(self.denoiser_text(result, self.positive), 1)
-
-    def denoiser_text(self, encoded: Any, names: dict[str, int]) -> dict[str, Any]:
-        """What encode_prompt returned as the denoiser's arguments."""
-        return {name: encoded[number] for name, number in names.items()}
 
     @property
     def network(self) -> nn.Module:
@@ -263,9 +205,6 @@ class DiffusersPipeline(Adapter):
         given = self.arguments.get("generator")
         first = given[0] if isinstance(given, list) and given else given
         return first.initial_seed() if isinstance(first, torch.Generator) else super().noise_seed()
-
-    def word_ids(self, word: str) -> list[int]:
-        return word_tokenizer(self.host)(word, add_special_tokens=False).input_ids
 
     def modules(self) -> list[nn.Module]:
         return [self.network, uncompiled(self.host.vae), uncompiled(self.host.text_encoder)]
@@ -378,67 +317,6 @@ class DiffusersPipeline(Adapter):
         return (self.pack(output), *step.call.tail) if kind is tuple else kind(sample=self.pack(output))
 
 
-def _texts(values: list[Any]) -> bool:
-    return all(isinstance(value, str) for value in values)
-
-
 def with_mask(rows: Tensor, mask: Tensor) -> Tensor:
     """Text rows [b, l, d] with their mask [b, l] as one column more."""
     return torch.cat([rows, mask.to(rows.dtype).unsqueeze(-1)], dim=-1)
-
-
-def call_site(module: nn.Module) -> Site:
-    """Where a module is called, compiled or not."""
-    return module, "_call_impl" if module._compiled_call_impl is None else "_compiled_call_impl"
-
-
-def uncompiled(module: nn.Module) -> nn.Module:
-    """The module itself where it is wrapped by torch.compile(module)."""
-    return getattr(module, "_orig_mod", module)
-
-
-@contextmanager
-def wrappers_off(pipe: Any) -> Iterator[None]:
-    """Inside, the pipeline's parts are themselves and not what torch.compile(part) wrapped them in: hooks act."""
-    wrapped = {name: part for name, part in vars(pipe).items() if hasattr(part, "_orig_mod")}
-    vars(pipe).update({name: uncompiled(part) for name, part in wrapped.items()})
-    try:
-        yield
-    finally:
-        vars(pipe).update(wrapped)
-
-
-@contextmanager
-def own_attention(network: nn.Module) -> Iterator[None]:
-    """Inside, attention is torch's own, whatever backend diffusers was told to take: not all have a backward pass."""
-    try:
-        from diffusers.models.attention_dispatch import attention_backend
-    except ImportError:  # before diffusers 0.35, which has one
-        yield
-        return
-    processors = [getattr(part, "processor", None) for part in network.modules()]
-    with ExitStack() as stack:
-        for processor in processors:
-            if getattr(processor, "_attention_backend", None) is not None:
-                stack.enter_context(swapped(processor, "_attention_backend", None))
-        stack.enter_context(attention_backend("native"))
-        yield
-
-
-@contextmanager
-def staying(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Whole models that accelerate offloads (enable_model_cpu_offload) stay on the device once they are called.
-
-    It moves each model away as the next one is called, and the backward pass comes back to all of them.
-    """
-    offloaded = [(module, module._hf_hook) for module in modules if hasattr(module, "_hf_hook")]
-    offloaded = [(module, hook) for module, hook in offloaded if hasattr(hook, "prev_module_hook")]
-    places = [next(module.parameters()).device for module, _ in offloaded]
-    with ExitStack() as stack:
-        for _, hook in offloaded:
-            stack.enter_context(swapped(hook, "prev_module_hook", None))
-        try:
-            yield
-        finally:
-            for (module, _), place in zip(offloaded, places, strict=True):
-                module.to(place)
