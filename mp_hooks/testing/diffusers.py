@@ -427,6 +427,7 @@ class CogVideoXCase(DiffusersCase):
 
     alone: ClassVar = ("CogVideoXImageToVideoPipeline", "CogVideoXFunControlPipeline", "ConsisIDPipeline")
     guidance: ClassVar = {
+        "CogVideoXImageToVideoPipeline": {"learning_rate": 0.1, **THROUGHOUT},
         "CogVideoXFunControlPipeline": {"learning_rate": 0.1, **THROUGHOUT},
         "ConsisIDPipeline": {"learning_rate": 0.1, **THROUGHOUT},
     }
