@@ -49,6 +49,8 @@ class ComfyUI(Host):
     conditioning.
     """
 
+    view = 28  # latents: whole frames fit no card in the VAE's backward pass (docs/cost.md)
+
     def __init__(self, clip: Any, vae: Any, prompt: str, config: MotionPromptConfig) -> None:
         """Raises MotionPromptError for a text encoder or a VAE that is not known, and as `MotionPrompt` does."""
         from comfy.model_management import throw_exception_if_processing_interrupted
