@@ -156,13 +156,13 @@ class IPAdapterCase(AnimateDiffCase):
         return pipe
 
     def inputs(self, taken: Any) -> dict[str, Any]:
-        return {"ip_adapter_image_embeds": [torch.randn(4, 1, 16, generator=torch.Generator().manual_seed(0))]}
+        return {"ip_adapter_image_embeds": [torch.randn(2, 1, 16, generator=torch.Generator().manual_seed(0))]}
 
 
 class TestDiffusersAnimateDiffWithIPAdapter(ConformanceSuite):
     """Each branch has its own half of the image's embedding."""
 
-    case = IPAdapterCase()
+    case = guided_throughout(IPAdapterCase())
 
 
 class TestCogVideoXDynamicGuidance(ConformanceSuite):

@@ -67,6 +67,8 @@ SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
     "FlowMatchHeunDiscreteScheduler": ({"shift": 3.0},),
     "FlowMatchLCMScheduler": ({"shift": 3.0},),
     "LTXEulerAncestralRFScheduler": ({},),
+    "EDMEulerScheduler": ({},),
+    "HeliosScheduler": ({"stages": 1, "stage_range": [0, 1]},),
 }
 
 

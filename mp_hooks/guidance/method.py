@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -91,11 +92,15 @@ class TokenOptimizer:
             raise MotionPromptError(f"init_word '{config.init_word}' is nothing to the host's tokenizer; give a word")
         self.initial = initial_tokens(self._text, word, config.tokens)
         self.tokens = self.initial.expand(len(prompts), -1, -1).clone()
-        # embeddings of one model are a hundred times another's, and Adam moves each coordinate by about the rate
-        size = float(self.initial.square().mean().sqrt())
-        self.rate = config.relative_rate * size if config.learning_rate is None else config.learning_rate
         self.seed = host.noise_seed() if config.seed is None else config.seed
         self.generator = torch.Generator().manual_seed(self.seed)
+
+    @cached_property
+    def rate(self) -> float:
+        """The learning rate: embeddings of one model are a hundred times another's, and Adam moves each by about it."""
+        if self.config.learning_rate is not None:
+            return self.config.learning_rate
+        return self.config.relative_rate * float(self.initial.square().mean().sqrt())
 
     def optimise(self, step: Step, record: Callable[[Update], None]) -> Descent | None:
         """K updates of T at z_t: a fresh optimiser each step, T carried over. Each update is handed to `record`.

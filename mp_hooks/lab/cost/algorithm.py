@@ -153,6 +153,7 @@ class _CountedOptimizer(TokenOptimizer):
     """Tells the meter where the backward pass begins and ends; moves no token."""
 
     method: _CountedMethod
+    rate = 0.0  # fake tokens have no size
 
     def loss(self, *args: Any) -> Any:
         loss = super().loss(*args)
