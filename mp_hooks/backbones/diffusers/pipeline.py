@@ -196,11 +196,6 @@ class DiffusersPipeline(Encoding):
         """Videos of each prompt that the pipeline's call asks for."""
         return (call.get(self.copies_argument) if self.copies_argument else None) or 1
 
-    @property
-    def lora_scale(self) -> float | None:
-        """Of a LoRA on the text encoder, where the pipeline's call gives one."""
-        return (self.arguments.get("cross_attention_kwargs") or {}).get("scale")
-
     def noise_seed(self) -> int:
         given = self.arguments.get("generator")
         first = given[0] if isinstance(given, list) and given else given

@@ -31,6 +31,7 @@ class Allegro(BatchedGuidance):
     mask_argument = "encoder_attention_mask"
     positive: ClassVar = {"encoder_hidden_states": 0, "encoder_attention_mask": 1}
     attention_blocks = ("AllegroTransformerBlock", "T5Block")
+    view = None  # its VAE decodes in tiles
 
     def text_rows(self, arguments: dict[str, Any], frames: int) -> Tensor:
         rows = arguments["encoder_hidden_states"]
@@ -39,8 +40,6 @@ class Allegro(BatchedGuidance):
     def text_arguments(self, rows: Tensor, frames: int) -> dict[str, Any]:
         arguments = super().text_arguments(rows, frames)
         return {**arguments, "encoder_hidden_states": arguments["encoder_hidden_states"].unsqueeze(1)}
-
-    view = None  # its VAE decodes in tiles
 
     def clip_frames(self, latents: Tensor) -> int:
         return latents.shape[2] * self.host.vae_scale_factor_temporal
@@ -65,8 +64,7 @@ class Latte(SingleFrames):
     pipelines = ("LattePipeline",)
     copies_argument = "num_images_per_prompt"
     attention_blocks = ("BasicTransformerBlock", "T5Block")
+    parts = False  # places in time are those of the whole clip
 
     def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
         return self.host.decode_latents(clean[:, :, list(frames)].to(self.host.vae.dtype), len(frames))
-
-    parts = False  # places in time are those of the whole clip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mp_hooks.backbones.diffusers.modules import uncompiled
 from mp_hooks.guidance.tokens import TextInput
 
 T5 = ("T5EncoderModel", "UMT5EncoderModel")
@@ -14,7 +15,7 @@ def text_input(pipe: Any, end: str | None = None, skip: int = 0) -> TextInput:
 
     end: the token that ends a prompt within a template. skip: tokens of the template in front of it.
     """
-    encoder = getattr(pipe.text_encoder, "_orig_mod", pipe.text_encoder)
+    encoder = uncompiled(pipe.text_encoder)
     if type(encoder).__name__ in T5:
         return t5_text(pipe)
     if type(encoder).__name__.startswith("CLIPText"):

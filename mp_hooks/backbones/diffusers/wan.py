@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mp_hooks.backbones.diffusers.branches import SeparateGuidance
@@ -51,10 +50,6 @@ class Wan(SeparateGuidance):
     def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
         vae = self.host.vae
         first, last = (-(-frame // self.host.vae_scale_factor_temporal) for frame in (min(frames), max(frames)))
-        mean, deviation = (
-            torch.tensor(values, dtype=clean.dtype, device=clean.device).view(1, -1, 1, 1, 1)
-            for values in (vae.config.latents_mean, vae.config.latents_std)
-        )
-        latents = clean[:, :, : last + 1] * deviation + mean
+        latents = self.denormalised(clean[:, :, : last + 1])
         with warmed(uncompiled(vae).decoder, pieces=last + 1, first=first):
             return vae.decode(latents.to(vae.dtype), return_dict=False)[0][:, :, list(frames)]
