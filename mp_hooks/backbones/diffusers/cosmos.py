@@ -69,4 +69,4 @@ class Cosmos25(Cosmos2):
     name = "diffusers-cosmos2.5"
     pipelines = ("Cosmos2_5_PredictBasePipeline",)
     prompt_end = "<|im_end|>"
-    decode = Wan.decode
+    denormalised, decode = Wan.denormalised, Wan.decode  # nothing scaled by sigma_data
