@@ -31,6 +31,17 @@ EXTRAS = {
     "lavie": [*DIFFUSERS, "rotary_embedding_torch", "imageio[ffmpeg]"],
     # What AnimateDiff's own code imports.
     "animatediff": [*DIFFUSERS, "imageio", "requests"],
+    # What ComfyUI's own code imports, and drawing for the trace node.
+    "comfyui": [
+        "aiohttp",
+        "transformers>=4.40",
+        "sentencepiece",
+        "torchsde",
+        "scipy",
+        "kornia",
+        "pydantic",
+        "matplotlib",
+    ],
     # The embedded mini model and its experiment.
     "mini": MINI,
     # Measures of videos, pages and studies; timm and open_clip are for two of VBench's dimensions.
@@ -51,12 +62,13 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=[*find_packages(include=["mp_hooks", "mp_hooks.*"]), "mp_hooks._patches"],
+    packages=[*find_packages(include=["mp_hooks", "mp_hooks.*"]), "mp_hooks._patches", "mp_hooks._comfyui"],
     # What is known of the hosts lives at the top of the repository and travels inside the wheel.
-    package_dir={"mp_hooks._patches": "patches"},
+    package_dir={"mp_hooks._patches": "patches", "mp_hooks._comfyui": "comfyui"},
     package_data={
         "mp_hooks": ["py.typed", "**/*.json", "**/*.yaml", "**/*.safetensors", "**/*.txt", "**/*.md", "**/*.html"],
         "mp_hooks._patches": ["*/manifest.yaml", "*/requirements.txt"],
+        "mp_hooks._comfyui": ["pyproject.toml", "README.md", "workflows/*.json"],
     },
     install_requires=[
         "torch>=2.4",  # whose autocast is asked by the name of a device

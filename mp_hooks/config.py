@@ -61,7 +61,10 @@ class MotionPromptConfig:
     min_interval: int = _option(1, "least distance of a pair, in frames", at_least=1)
     max_interval: int = _option(3, "greatest distance of a pair, in frames", at_least=1)
     optimizer: str = _option("adam", "optimiser of the tokens, fresh at each guided step", choices=OPTIMIZERS)
-    learning_rate: float = _option(1e-2, "learning rate", at_least=0)
+    relative_rate: float = _option(0.1, "learning rate, in units of the initial embedding's RMS", at_least=0)
+    learning_rate: float | None = _option(
+        None, "learning rate in the embedding's own numbers, as older files have it, in place of that", at_least=0
+    )
     lambda_disc: float = _option(1.0, "weight of log(1 - phi(flow))", at_least=0)
     lambda_tv: float = _option(0.1, "weight of the flow's total variation", at_least=0)
     variation: str = _option(
@@ -89,6 +92,7 @@ class MotionPromptConfig:
     deterministic: bool = _option(False, "torch's deterministic algorithms in guided steps, where it has them")
     strict: bool = _option(False, "an error, not a warning, where a sampling was not guided")
     trace: str | None = _option(None, "JSON-lines file with a record per iteration")
+    descent: bool = _option(False, "compare the loss on fixed pairs before and after the updates of a guided step")
     progress: bool = _option(True, "show a progress bar that tells guided from plain steps")
 
     def __post_init__(self) -> None:

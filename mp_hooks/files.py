@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise MotionPromptError(f"cannot write {path}: {error.strerror}; choose another place or make room") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: str | Path) -> None:
+    """Remove what killed processes left of `path` under the temporary names of `replacing`; no other may write it."""
+    path = Path(path)
+    left = re.compile(rf"\.{re.escape(path.stem)}-[a-z0-9_]{{8}}{re.escape(path.suffix)}")
+    for other in path.parent.iterdir() if path.parent.is_dir() else ():
+        if left.fullmatch(other.name):
+            other.unlink(missing_ok=True)
 
 
 def _umask() -> int:

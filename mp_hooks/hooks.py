@@ -59,12 +59,12 @@ class Hooks:
     def __init__(self) -> None:
         self._wrapped: list[tuple[_Site, Around]] = []
 
-    def wrap(self, owner: Any, name: str, around: Around) -> Callable[..., Any]:
+    def wrap(self, owner: Any, name: str, around: Around, inside: bool = False) -> Callable[..., Any]:
         """Run `around(original, ...)` in place of `owner.name(...)`; returns the host's own function.
 
         `owner` is a module or object (its own attribute shadows the class's) or a class (the handler gets `self`
-        among its arguments). Raises MotionPromptError where there is nothing to wrap, so that no hook is ever
-        silently missing.
+        among its arguments). A later handler is called around the earlier ones, or `inside` them. Raises
+        MotionPromptError where there is nothing to wrap, so that no hook is ever silently missing.
         """
         if not callable(getattr(owner, name, None)):
             raise MotionPromptError(
@@ -76,7 +76,7 @@ class Hooks:
             site = _sites.get(key)
             if site is None:
                 site = _sites[key] = _Site(owner, name)
-            site.handlers += (around,)
+            site.handlers = (around, *site.handlers) if inside else (*site.handlers, around)
         self._wrapped.append((site, around))
         return site.original
 

@@ -92,8 +92,8 @@ def as_frames(video: Tensor) -> Tensor:
 def write_video(path: str | Path, frames: Tensor, fps: float, lossless: bool = False) -> None:
     """Write uint8 frames [t, 3, h, w] as a looping gif (suffix .gif) or as H.264 (any other suffix), atomically.
 
-    H.264 needs even sides: an odd one has its last row or column repeated. x264 is lossy, and not the same to the
-    bit from run to run; `lossless` keeps frames up to the rounding of the colour space, which few players show.
+    H.264 needs even sides: an odd one has its last row or column repeated. x264 is lossy; equal frames are equal bytes.
+    `lossless` keeps frames up to the rounding of the colour space, which few players show.
     """
     if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3 or not len(frames):
         raise MotionPromptError(f"a video is uint8 [t, 3, h, w], not {frames.dtype} {list(frames.shape)}")
@@ -175,6 +175,7 @@ def _write_h264(path: Path, frames: np.ndarray, fps: float, lossless: bool) -> N
         with av.open(str(path), "w") as container:
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
             stream.height, stream.width = frames.shape[1:3]
+            stream.thread_count = 1  # several race, and equal frames come out as other bytes
             stream.pix_fmt, stream.options = ("yuv444p", {"qp": "0"}) if lossless else ("yuv420p", {"crf": "16"})
             for frame in frames:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))

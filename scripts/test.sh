@@ -14,7 +14,7 @@ from mp_hooks import patching
 from mp_hooks.errors import MotionPromptError
 
 there = 0
-for host in map(patching.load, patching.names()):
+for host in [*map(patching.load, patching.names()), *patching.PACKS.values()]:
     try:
         patching.fetch(host, patching.default_checkout(host), timeout=60)
         there += 1
@@ -23,7 +23,7 @@ for host in map(patching.load, patching.names()):
 sys.exit(not there)
 PY
 then
-    prepare_environment test,videocrafter,lavie,animatediff
+    prepare_environment test,videocrafter,lavie,animatediff,comfyui
 fi
 
 failed=0

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # what is this small only waits on more threads, and cannot be forked
+os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here needs the hub, and what asks for it all the same is not to wait
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
     """Skip, before any fixture is made, what cannot run here; the reason tells the remedy."""
     for mark in item.iter_markers("upstream"):
         (name,) = mark.args
-        host = patching.load(name)
+        host = patching.PACKS.get(name) or patching.load(name)
         if not patching.is_present(patching.default_checkout(host)):
             pytest.skip(f"{host.title} is not in third_party/; mp-patch {name} gets it")
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():

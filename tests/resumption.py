@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import multiprocessing
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,28 @@ def kill_when(happened: Callable[[], bool], words: Sequence[str], folder: Path) 
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert process.returncode == -signal.SIGKILL
+
+
+@contextmanager
+def held(lock: Path, number: int) -> Iterator[None]:
+    """Inside, another process is at the part of this number: it holds the byte that stands for it in a lock file."""
+    fork = multiprocessing.get_context("fork")
+    ready = fork.Event()
+
+    def hold() -> None:
+        with lock.open("ab") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX, 1, number)
+            ready.set()
+            time.sleep(600)
+
+    process = fork.Process(target=hold)
+    process.start()
+    try:
+        assert ready.wait(60)
+        yield
+    finally:
+        process.kill()
+        process.join()
 
 
 def assert_same_trace(one: Path, other: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,20 @@ from torch import Tensor
 
 from mp_hooks.cli.main import main
 from mp_hooks.discriminator import DiscriminatorConfig, FlowDiscriminator, default_discriminator
-from mp_hooks.discriminator.data import Clip, ClipFacts, FlowData, find_clips, split_by_video, splits_by_source
-from mp_hooks.discriminator.evaluation import Gain, auc, calibrate, gain, rigidity, score, usefulness
+from mp_hooks.discriminator.data import Clip, ClipFacts, FlowData, find_clips, folds_by_source, split_by_video
+from mp_hooks.discriminator.evaluation import (
+    Gain,
+    _low,
+    auc,
+    balance,
+    calibrate,
+    direction,
+    gain,
+    rigidity,
+    score,
+    score_by_source,
+    usefulness,
+)
 from mp_hooks.discriminator.evaluation import logits_of as discriminator_logits
 from mp_hooks.discriminator.model import log_slope
 from mp_hooks.discriminator.train import Training, TrainingConfig, fit, flip, turn_and_zoom
@@ -32,10 +45,10 @@ def field(size: int, turns: float = 1.0) -> Tensor:
     return torch.stack([y.sin(), x.cos()]).unsqueeze(0) * 0.05 * size
 
 
-@pytest.fixture(params=[False, True], ids=["field", "field and slope"])
+@pytest.fixture(params=[{}, {"slope": True}, {"slope": True, "backbone": "conv"}], ids=["ViT", "slope", "convolutions"])
 def discriminator(request: pytest.FixtureRequest) -> FlowDiscriminator:
     torch.manual_seed(0)
-    return FlowDiscriminator(replace(TINY, slope=request.param)).eval()
+    return FlowDiscriminator(replace(TINY, **request.param)).eval()
 
 
 def test_the_same_motion_at_two_sizes_is_rated_alike(discriminator: FlowDiscriminator) -> None:
@@ -247,14 +260,106 @@ def clips(count: int = 12) -> list[Clip]:
     ]
 
 
-def test_splits_share_no_group_and_no_source() -> None:
+def test_splits_share_no_group() -> None:
     all_clips = clips()
     train, held_out = split_by_video(all_clips)
     assert sorted(train + held_out) == list(range(len(all_clips)))
     assert not {all_clips[i].group for i in train} & {all_clips[i].group for i in held_out}
-    for name, train, held_out in splits_by_source(all_clips):
-        assert name in {all_clips[i].source for i in held_out}
+
+
+def test_folds_hold_every_source_out_once_with_some_of_the_other_class() -> None:
+    all_clips = clips()
+    folds = folds_by_source(all_clips)
+    assert len(folds) == 3, "as many as there are sources of a class"
+    assert sorted(i for _, held_out in folds for i in held_out) == list(range(len(all_clips)))
+    for train, held_out in folds:
+        assert sorted(train + held_out) == list(range(len(all_clips)))
         assert not {all_clips[i].source for i in train} & {all_clips[i].source for i in held_out}
+        assert {all_clips[i].real for i in held_out} == {True, False}
+    with pytest.raises(MotionPromptError, match="two real and two generated"):
+        folds_by_source([clip for clip in all_clips if clip.source != "real source 0"][:8] + all_clips[12:13])
+
+
+def test_corrupted_clips_are_trained_on_with_their_originals_and_never_held_out() -> None:
+    plain = clips()
+    corrupted = [replace(clip, real=False, corrupted=True) for clip in plain if clip.real]
+    stranger = replace(corrupted[0], path="elsewhere.mp4")
+    all_clips = [*plain, *corrupted, stranger]
+    for train, held_out in [split_by_video(all_clips), *folds_by_source(all_clips)]:
+        assert not any(all_clips[i].corrupted for i in held_out)
+        seen = {all_clips[i].path for i in train if all_clips[i].real}
+        assert {all_clips[i].path for i in train if all_clips[i].corrupted} == seen | {"elsewhere.mp4"}
+    assert split_by_video(all_clips)[1] == split_by_video(plain)[1], "they do not move the split"
+
+
+def by_source_data(sizes: dict[str, int]) -> FlowData:
+    """Four fields of each clip, so many clips of each source, which is real where its name says so."""
+    found = [
+        Clip(f"{name}{n}.mp4", name.startswith("real"), name, f"{name}{n}", "mp4")
+        for name, count in sizes.items()
+        for n in range(count)
+    ]
+    owner = torch.arange(len(found)).repeat_interleave(4)
+    return FlowData(
+        torch.zeros(len(owner), 2, 8, 8).half(), owner, found, [ClipFacts(8, 64, 64, 0.125, 1)] * len(found)
+    )
+
+
+def test_sources_are_scored_worst_first_and_within_their_fold() -> None:
+    data = by_source_data({"real a": 2, "real b": 2, "easy": 2, "hard": 2})
+    level = {"real a": 1.0, "real b": 3.0, "easy": 0.0, "hard": 2.0}
+    logits = torch.tensor([level[data.clips[i].source] for i in data.clip.tolist()])
+    found = score_by_source([(logits, data)])
+    assert found.auc == 0.75
+    assert list(found.generators.items()) == [("hard", (0.5, 2)), ("easy", (1.0, 2))]
+    assert list(found.collections.items()) == [("real a", (0.5, 2)), ("real b", (1.0, 2))]
+    assert found.low < 0.6, "whole sources are drawn"
+    assert found.high == 1
+    other_scale = [(logits, data.of_clips([0, 1, 4, 5])), (logits + 100, data.of_clips([2, 3, 6, 7]))]
+    other_scale = [(values[torch.isin(data.clip, part.clip)], part) for values, part in other_scale]
+    assert score_by_source(other_scale).auc == 1, "logits of two folds are not compared"
+    better = found.over(score_by_source([(torch.zeros_like(logits), data)]))
+    assert better.mean == 0.25
+
+
+def test_balance_is_between_classes_and_tempered_between_sources() -> None:
+    data = by_source_data({"real a": 1, "real b": 4, "c": 9})
+    weights = balance(data)
+    total = {
+        name: sum(weights[data.clip == i].sum().item() for i, c in enumerate(data.clips) if c.source == name)
+        for name in ("real a", "real b", "c")
+    }
+    assert weights.mean().item() == pytest.approx(1)
+    assert total["real a"] + total["real b"] == pytest.approx(total["c"])
+    assert total["real b"] == pytest.approx(2 * total["real a"])
+
+
+def test_direction_names_what_the_gradient_asks_for() -> None:
+    """Discriminators that ask for one thing only: less motion, another direction, a smoother field."""
+
+    class Asks(torch.nn.Module):
+        def __init__(self, wish: str) -> None:
+            super().__init__()
+            self.wish = wish
+
+        def forward(self, flow: Tensor) -> Tensor:
+            if self.wish == "shrink":
+                return -flow.square().sum(dim=(1, 2, 3))
+            if self.wish == "turn":
+                return -((flow[:, 0] - 9).square() + (flow[:, 1] + 9).square()).sum(dim=(1, 2))
+            return -(flow - _low(flow.detach(), 4)).square().sum(dim=(1, 2, 3))
+
+    data = by_source_data({"real a": 1, "fake": 3})
+    data.flow = torch.randn(len(data.flow), 2, 32, 32, generator=torch.Generator().manual_seed(0))
+    shrink, smooth = (direction(Asks(wish), data) for wish in ("shrink", "smooth"))  # type: ignore[arg-type]
+    assert shrink.shrink > 0.99
+    assert shrink.turn < 0.1
+    assert smooth.smooth > 0.99
+    assert smooth.turn < 0.1
+    assert shrink.together > 0.99
+    assert smooth.rise > 0
+    data.flow = torch.full_like(data.flow, 3.0)  # to be turned from (3, 3) towards (9, -9)
+    assert direction(Asks("turn"), data).turn > 0.7  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -356,27 +461,46 @@ def test_early_stopping_returns_the_best_epoch(monkeypatch: pytest.MonkeyPatch) 
         assert torch.equal(value, states[1][name]), name
 
 
-def test_discriminators_of_every_source_are_tested_on_every_other(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for number in range(10):
-        make_video(tmp_path / "real" / f"{number}.mp4", jitter=False, seed=number)
-    for source in ("a", "b"):
-        for number in range(5):
-            make_video(tmp_path / "fake" / source / f"{number}.mp4", jitter=True, seed=100 + number)
+def test_sources_not_trained_on_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(6):
+        make_video(tmp_path / f"real/{'ab'[number % 2]}/{number}.mp4", jitter=False, seed=number)
+        make_video(tmp_path / f"fake/{'cd'[number % 2]}/{number}.mp4", jitter=True, seed=100 + number)
     folders = ["--real", str(tmp_path / "real"), "--fake", str(tmp_path / "fake"), "--out", str(tmp_path / "out")]
-    sizes = ["--flow-size", "64", "--image-size", "32", "--pairs", "4", "--epochs", "4"]
+    sizes = ["--flow-size", "64", "--image-size", "32", "--pairs", "4", "--epochs", "30"]
+    sizes += [
+        "--slope",
+        "--noise",
+        "0",
+        "--backbone",
+        "conv",
+        "--width",
+        "16",
+        "--learning-rate",
+        "0.003",
+        "--corrupted",
+        str(tmp_path / "real"),
+    ]
     assert main(["discriminator", "cross", *folders, *sizes]) == 0
     assert (tmp_path / "out/cross.md").read_text() in capsys.readouterr().out
-    table = json.loads((tmp_path / "out/cross.json").read_text())["discriminator"]
-    assert {(row, column): table[row][column]["clips"] for row in "ab" for column in "ab"} == {
-        ("a", "a"): 3,
-        ("a", "b"): 7,
-        ("b", "a"): 7,
-        ("b", "b"): 3,
-    }  # two real ones held out, and one of the source itself or all five of another
-    assert table["a"]["b"]["auc"] > 0.9
-    assert "<svg" in (tmp_path / "out/cross.svg").read_text()
+    table = json.loads((tmp_path / "out/cross.json").read_text())
+    assert {name: clips for name, (_, clips) in table["discriminator"]["generators"].items()} == {"c": 3, "d": 3}
+    assert table["discriminator"]["auc"] > 0.9
+    assert set(table) == {"discriminator", "regression on mean flow and TV", "rigidity"}
+
+
+def test_evaluation_tells_sources_faults_and_what_the_gradient_asks_for(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["discriminator", "eval", "default", "--fake", str(videos / "fake"), "--pairs", "2"]
+    assert main([*command, "--real", str(videos / "real")]) == 0
+    output = capsys.readouterr().out
+    assert "model: " in output.partition("by generator, worst first:")[2]
+    assert re.search(r"warp: \d+ of 10", output)
+    assert "of the gradient on generated flow" in output
+    extract = ["flow", "extract", "--videos", str(videos / "real"), "--out", str(tmp_path), "--pairs", "2"]
+    assert main(extract) == 0
+    assert main([*command, "--real", str(tmp_path)]) == 0
+    assert "give --real a folder of videos" in capsys.readouterr().out
 
 
 def test_preference_among_pairs_counts_wins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -456,6 +580,26 @@ def test_unusable_folders_are_one_sentence(
     ]
     assert main([*command, "--pairs", "1", "--flow-size", "32", *extra]) == 2
     assert len([line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("videocrafter2_fifo", "videocrafter"),
+        ("opensora_v1.0_gif", "opensora"),
+        ("video_ldm", "video_ldm"),
+        ("lavie_gif", "lavie"),
+        ("t2v-turbo", "t2v-turbo"),
+        ("Panda-70M (gif)", "Panda-70M"),
+        ("Frieren page (VGGSound)", "VGGSound"),
+        ("EOR-VOS (DAVIS 2016)", "DAVIS"),
+        ("7", "7"),
+    ],
+)
+def test_versions_variants_and_pages_are_of_one_source(name: str, source: str, tmp_path: Path) -> None:
+    (tmp_path / "INDEX.tsv").write_text(f"path\tmodel_or_source\n1.mp4\t{name}\n")
+    (tmp_path / "1.mp4").touch()
+    assert [clip.source for clip in find_clips(tmp_path, True)] == [source]
 
 
 def test_index_gives_sources_groups_and_leaves_gif_twins_out(tmp_path: Path) -> None:

@@ -25,7 +25,14 @@ README, OPTIONS = ROOT / "README.md", ROOT / "docs/options.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 
 TOOLS = {"bash", "cd", "cp", "motionprompt", "mp-patch", "pip", "pytest", "python", "torchrun"}
-FOLDERS = ("mp_hooks", "docs", "tests", "scripts", "patches")  # what lies in them is ours, or a host's script
+FOLDERS = (
+    "mp_hooks",
+    "docs",
+    "tests",
+    "scripts",
+    "patches",
+    "comfyui",
+)  # what lies in them is ours, or a host's script
 OTHERS = {"mypy", "pytest", "ruff"}  # modules that are run and not ours
 BANNED = r"\.\./shared|\bjudge\w*|\bprove[sd]?\b|\barms?\b"
 
@@ -194,7 +201,12 @@ def faults_of_ours(parser: argparse.ArgumentParser, words: list[str]) -> Iterato
         known = parser._option_string_actions.get(flag)
         if known and known.choices and value[0] != "-" and not value.isupper() and value not in known.choices:
             yield f"{flag} cannot be {value}"
-    if parser.prog == "mp-patch" and words and words[0] not in {"NAME", *patching.names()} and words[0][:1] != "-":
+    if (
+        parser.prog == "mp-patch"
+        and words
+        and words[0] not in {"NAME", *patching.names(), *patching.PACKS}
+        and words[0][:1] != "-"
+    ):
         yield f"no host {words[0]}"
 
 

@@ -14,17 +14,17 @@ from upstreams import needs
 
 from mp_hooks import backbones
 from mp_hooks.backbones import base
+from mp_hooks.backbones.diffusers.pipeline import DiffusersPipeline
 from mp_hooks.config import MotionPromptConfig
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.guidance import MotionPrompt, Run, Step, memory
 from mp_hooks.guidance.contract import Anchor
 from mp_hooks.guidance.decoder import TinyDecoder
-from mp_hooks.guidance.memory import MARGIN, choose
+from mp_hooks.guidance.memory import MARGIN, SUB_CLIP, choose
 from mp_hooks.guidance.method import TokenOptimizer
-from mp_hooks.guidance.schedule import Pairs
+from mp_hooks.guidance.schedule import Pairs, dearest_pair
 from mp_hooks.guidance.trace import read_trace
 from mp_hooks.testing import HostCase, tiny
-from mp_hooks.testing.diffusers import WanCase
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -34,7 +34,17 @@ CASES = {
     "lavie": {},
     "animatediff": {"pictures": 2},
     "diffusers-animatediff": {},
+    "diffusers-wan": {},
+    "diffusers-cogvideox": {},
+    "diffusers-ltx": {},
 }
+
+UNETS = pytest.mark.parametrize(
+    "case", [pytest.param(name, marks=needs(name)) for name in list(CASES)[:5]], indirect=True
+)
+
+# of a clip, and of a sub-clip of two latent frames
+FRAMES = {"diffusers-wan": (9, 5), "diffusers-cogvideox": (9, 5), "diffusers-ltx": (17, 9)}
 
 
 @pytest.fixture(scope="module", params=[pytest.param(name, marks=needs(name)) for name in CASES])
@@ -75,12 +85,13 @@ def at_a_guided_step(case: HostCase, host: Any, config: MotionPromptConfig, look
 
 def gradient(run: Run, step: Step) -> Tensor:
     """Of one update, with respect to the tokens."""
-    pairs = Pairs(torch.tensor([[0, 1]]), torch.zeros(1))
+    pairs = Pairs(torch.tensor([[0, 1]]), torch.zeros(1, 2))
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         tokens = run.tokens.detach().requires_grad_()
         return run.optimizer.gradient(step, tokens, pairs, 1.0)[1]
 
 
+@UNETS
 def test_lean_attention_is_the_hosts_own(case: tuple[HostCase, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Output and gradient of the host's own attention, in float64, and no matrix is made."""
     found: dict[str, tuple[Tensor, Tensor]] = {}
@@ -111,6 +122,7 @@ def test_lean_attention_is_the_hosts_own(case: tuple[HostCase, Any], monkeypatch
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6 * float(theirs.abs().max()))
 
 
+@UNETS
 def test_checkpointing_changes_memory_and_nothing_else(case: tuple[HostCase, Any]) -> None:
     gradients, kept = {}, {}
 
@@ -155,20 +167,61 @@ def test_the_cheapest_policy_that_fits_is_chosen() -> None:
 
     def chosen(free: float) -> str:
         forward = nn.Sequential(*attention, *other)
-        return choose(lambda: forward(x).sum(), {"attention": attention, "other": other}, [], round(free))
+        return choose(lambda: forward(x).sum(), {"attention": attention, "other": other}, [], lambda: round(free))
 
     assert chosen(MARGIN * 12 * size + 1) == "none"
     assert chosen(MARGIN * 12 * size - 9) == "attention"
     assert chosen(MARGIN * 10 * size + 1) == "attention"  # two blocks' inputs, one of them again, the other blocks
     assert chosen(MARGIN * 10 * size - 9) == "all"
-    assert chosen(0) == "all"
+    assert chosen(0) == SUB_CLIP
+
+
+def test_what_is_free_is_asked_once_offloaded_weights_have_come() -> None:
+    """Rehearsing brings whole models to the device, where they stay for the guided step."""
+    moments: list[str] = []
+    block, x = nn.Sigmoid(), torch.zeros(1000, requires_grad=True)
+
+    def forward() -> None:
+        moments.append("rehearsed")
+        block(x).sum()
+
+    choose(forward, {"attention": [block], "other": []}, [], lambda: moments.append("asked") or 2**40)
+    assert moments == ["rehearsed", "asked"]
+
+
+def test_the_dearest_pair_lies_in_most_latent_frames() -> None:
+    def of(factor: int, frames: int) -> list[int]:
+        return dearest_pair(frames, 3, lambda number: -(-(number - 1) // factor) + 1).tolist()
+
+    assert of(1, 16) == [12, 15]
+    assert of(4, 17) == [12, 15]  # frame 12 ends the fourth latent frame; 13 to 16 are the fifth
+    assert of(4, 2) == [0, 1]
+
+
+@pytest.mark.parametrize("case", [pytest.param("animatediff", marks=needs("animatediff"))], indirect=True)
+def test_attention_in_time_fits_the_kernels_grid(case: tuple[HostCase, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's kernels take 65,535 heads: places and heads, 65,536 in two clips of 512x512, must be kept apart."""
+    fused, heads = nn.functional.scaled_dot_product_attention, []
+
+    def noted(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        heads.append(query.shape[1])
+        return fused(query, *args, **kwargs)
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", noted)
+    own = {
+        layer.heads
+        for layer in case[1].unet.modules()
+        if type(layer).__name__ in ("CrossAttention", "VersatileAttention")
+    }
+    at_a_guided_step(*case, case[0].config, lambda run, step: run.host.predict_clean(step, step.conditioning))
+    assert heads and max(heads) <= max(own)
 
 
 def test_a_sub_clip_is_the_clip_in_its_frames(case: tuple[HostCase, Any]) -> None:
     """All frames as a sub-clip are the step itself; fewer keep their latents, and gradient reaches the tokens."""
 
     def look(run: Run, step: Step) -> None:
-        whole = run.host.sub_clip(step, range(step.frames))
+        whole = run.host.sub_clip(step, range(step.latents.shape[2]))
         clean = run.host.predict_clean(step, step.conditioning)
         torch.testing.assert_close(run.host.predict_clean(whole, step.conditioning), clean)
         part = run.host.sub_clip(step, range(1, 3))
@@ -196,15 +249,22 @@ def test_a_sub_clips_branches_without_tokens_are_the_clips(case: tuple[HostCase,
     frames: list[int] = []
 
     def look(run: Run, step: Step) -> None:
+        def note(_module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+            latents = given[0] if given else None
+            if isinstance(run.host, DiffusersPipeline):
+                arguments = run.host.bound(*given, **named).arguments
+                latents = run.host.unpack(arguments[run.host.latents_argument], arguments)
+            frames.append(latents.shape[2])
+
         host = run.host.host
-        denoiser = host.model.diffusion_model if hasattr(host, "model") else host.unet
-        noted = denoiser.register_forward_pre_hook(lambda _module, given: frames.append(given[0].shape[2]))
+        denoiser = host.model.diffusion_model if hasattr(host, "model") else getattr(host, run.host.denoiser)
+        noted = denoiser.register_forward_pre_hook(note, with_kwargs=True)
         part = run.host.sub_clip(step, range(1, 3))
         for _ in range(2):
             run.host.predict_clean(part, step.conditioning)
         run.host.step_with(step, step.conditioning)
         noted.remove()
-        assert sorted(frames) == [2, 2, step.frames, step.frames]
+        assert sorted(frames) == [2, 2, step.latents.shape[2], step.latents.shape[2]]
 
     at_a_guided_step(*case, replace(case[0].config, checkpointing="none"), look)  # "auto" would have computed some
 
@@ -234,7 +294,8 @@ def test_a_sub_clip_is_put_where_the_step_before_predicted_the_clip(case: tuple[
             assert (part.anchor is None) == (step.index == 0)  # the step from pure noise has none before it
             if part.anchor is not None:
                 placed = part.anchor(torch.zeros_like(part.latents))
-                seen.append((placed, predicted[-1][:, :, first : first + part.frames]))
+                place = self.host.latent_frames(first + 1) - 1
+                seen.append((placed, predicted[-1][:, :, place : place + part.latents.shape[2]]))
             return part, first
 
     method = MotionPrompt(replace(case[0].config, subclip=2, iterations=1, checkpointing="none"))
@@ -256,23 +317,11 @@ def test_a_subclip_guides_the_whole_clip(case: tuple[HostCase, Any], tmp_path: P
     vanilla = case[0].sample(case[1], case[0].prompts, seed=7)
     with backbones.motionprompt(case[1], config):
         guided = case[0].sample(case[1], case[0].prompts, seed=7)
-    changed = (guided - vanilla).abs().amax((0, 1, 3, 4))
-    assert (changed > 0).all()
+    assert ((guided - vanilla).abs() > 0).float().mean() > 0.99
     pairs = [pair for record in read_trace(trace) if record["event"] == "iteration" for pair in record["pairs"]]
-    assert all(second - first == 1 and second < vanilla.shape[2] for first, second in pairs)
-
-
-@pytest.mark.skipif(not hasattr(diffusers, "WanPipeline"), reason="WanPipeline came with diffusers 0.33")
-def test_a_host_of_whole_clips_says_that_a_subclip_has_no_effect() -> None:
-    case = WanCase()
-    with case.open() as host:
-        with backbones.motionprompt(host, case.config):
-            whole = case.sample(host, case.prompts, seed=7)
-        with (
-            pytest.warns(UserWarning, match="subclip has no effect"),
-            backbones.motionprompt(host, replace(case.config, subclip=2)),
-        ):
-            assert torch.equal(case.sample(host, case.prompts, seed=7), whole)
+    frames, part = FRAMES.get(case[0].name, (4, 2))
+    assert all(0 <= first < second < frames and second - first < part for first, second in pairs)
+    assert any(second >= part for _, second in pairs), "the clip's beginning alone"
 
 
 def test_animatediffs_excerpt_keeps_its_places_in_time() -> None:
@@ -293,9 +342,21 @@ def test_animatediffs_excerpt_keeps_its_places_in_time() -> None:
         at_a_guided_step(case, host, case.config, look)
 
 
-def test_a_tiny_decoder_that_cannot_be_had_or_fits_not_is_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_host_whose_latents_the_tiny_decoder_does_not_know_decodes_itself(tmp_path: Path) -> None:
+    from diffusers import AutoencoderTiny
+    from safetensors.torch import save_file
+
+    save_file(AutoencoderTiny().state_dict(), tmp_path / "taesd.safetensors")
+    case = tiny("diffusers-ltx")
+    with case.open() as host:
+        with backbones.motionprompt(host, case.config):
+            expected = case.sample(host, case.prompts, seed=7)
+        config = replace(case.config, decoder=str(tmp_path / "taesd.safetensors"))
+        with pytest.warns(UserWarning, match="its own decoder is taken"), backbones.motionprompt(host, config):
+            assert torch.equal(case.sample(host, case.prompts, seed=7), expected)
+
+
+def test_a_tiny_decoder_that_cannot_be_had_is_one_sentence(tmp_path: Path) -> None:
     from diffusers import AutoencoderTiny
     from safetensors.torch import save_file
 
@@ -303,9 +364,6 @@ def test_a_tiny_decoder_that_cannot_be_had_or_fits_not_is_one_sentence(
     decoder = TinyDecoder(tmp_path / "taesd.safetensors")
     frames = decoder(torch.zeros(2, 4, 5, 8, 8), [1, 4])
     assert frames.shape == (2, 3, 2, 64, 64)
-    with pytest.raises(MotionPromptError, match="4 channels"):
-        decoder(torch.zeros(2, 8, 5, 8, 8), [1, 4])
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(MotionPromptError, match="taesd cannot be had from the hub"):
         TinyDecoder("taesd")
     save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")

@@ -27,7 +27,7 @@ def test_compare_in_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     """Every method on two prompts: it differs from the baseline, is measured and shown, and is not sampled twice."""
     out = tmp_path / "compare"
     command = ["compare", "--out", str(out), "--prompts", "2", "--seeds", "1", "--shown", "1", "--workers", "1"]
-    command += ["--mp-start", "0.3", "--mp-stop", "0.4"]  # three guided steps
+    command += ["--mp-start", "0.3", "--mp-stop", "0.34", "--mp-iterations", "1"]  # one guided step of 25
     assert main([*command, "--methods", *METHODS]) == 0
     printed = capsys.readouterr().out
     assert all(method in printed for method in METHODS)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mp_hooks import backbones
-from mp_hooks.config import MotionPromptConfig
+from mp_hooks.config import MotionPromptConfig, load_config
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.guidance.numerics import weights_in_float32
 from mp_hooks.guidance.objective import Loss
@@ -119,6 +119,54 @@ def test_more_pairs_and_other_optimisers_run(pipe: Any) -> None:
         latents, method = guided(pipe, replace(CASE.config, optimizer=optimizer, pairs=2))
         assert latents.isfinite().all()
         assert not torch.equal(method.runs[0].tokens[0], method.runs[0].initial)
+
+
+@pytest.fixture
+def embedding(pipe: Any) -> Iterator[torch.Tensor]:
+    weight = pipe.text_encoder.get_input_embeddings().weight
+    kept = weight.detach().clone()
+    yield weight.data
+    weight.data.copy_(kept)
+
+
+@pytest.mark.parametrize("size", [1.0, 100.0])
+def test_the_rate_is_in_units_of_the_embedding(pipe: Any, embedding: torch.Tensor, size: float) -> None:
+    """Adam's first update moves every coordinate by the rate, whatever the embedding's numbers are."""
+    embedding.mul_(size)
+    config = replace(CASE.config, optimizer="adam", learning_rate=None, relative_rate=0.25, iterations=1)
+    _, method = guided(pipe, config)
+    update = method.updates[0]
+    unit = method.runs[0].initial.square().mean().sqrt()
+    torch.testing.assert_close(
+        (update.after - update.before).abs().median() / unit, torch.tensor(0.25), rtol=0.02, atol=0
+    )
+
+
+def test_a_rate_of_an_older_file_means_what_it_did(pipe: Any, tmp_path: Path) -> None:
+    (tmp_path / "old.yaml").write_text("version: 1\nlearning_rate: 0.01\n")
+    config = replace(CASE.config, optimizer="adam", learning_rate=load_config(tmp_path / "old.yaml").learning_rate)
+    _, method = guided(pipe, replace(config, iterations=1))
+    update = method.updates[0]
+    torch.testing.assert_close((update.after - update.before).abs().median(), torch.tensor(0.01), rtol=0.02, atol=0)
+
+
+def test_descent_is_measured_on_the_same_pairs_and_changes_nothing(pipe: Any, tmp_path: Path) -> None:
+    quiet, _ = guided(pipe, CASE.config)
+    # an update that goes nowhere leaves the loss as it was, to the bit: the pairs before and after are the same
+    still = replace(CASE.config, descent=True, learning_rate=0.0, trace=str(tmp_path / "still.jsonl"))
+    with pytest.warns(UserWarning, match="fell in 0 of 4 guided steps only"):
+        guided(pipe, still)
+    records = [record for record in read_trace(tmp_path / "still.jsonl") if record["event"] == "descent"]
+    assert [record["step"] for record in records] == [1, 2]
+    assert all(record["before"] == record["after"] and len(record["before"]) == 2 for record in records)
+    measured = replace(CASE.config, descent=True, trace=str(tmp_path / "trace.jsonl"))
+    latents, method = guided(pipe, measured)
+    assert_same_guidance(latents, quiet)
+    records = [record for record in read_trace(tmp_path / "trace.jsonl") if record["event"] == "descent"]
+    fell = sum(
+        after < before for record in records for before, after in zip(record["before"], record["after"], strict=True)
+    )
+    assert (method.runs[0].outcome.compared, method.runs[0].outcome.fell) == (4, fell)
 
 
 def test_the_same_seed_gives_the_same_video_and_trace(pipe: Any, tmp_path: Path) -> None:

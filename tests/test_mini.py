@@ -327,3 +327,19 @@ def test_what_is_predicted_of_one_clip_is_never_parted(tmp_path: Path):
         groups = [clip.group for clip in clips]
         assert len(groups) == 16
         assert all(groups.count(group) == 2 for group in groups), "a clip at its two steps"
+
+
+@needs_weights
+def test_faulty_clips_are_of_the_same_scenes_as_the_clean_ones(tmp_path: Path):
+    from mp_hooks.lab.mini.evaluate import flicker
+    from mp_hooks.video import read_frames
+
+    assert train_discriminator.main(["--out", str(tmp_path), "--clips", "8", "--fake-from", "faults"]) == 0
+    videos = {}
+    for name in ("real", "faulty"):
+        paths = sorted((tmp_path / name / name).iterdir())
+        assert len(paths) == 8
+        videos[name] = torch.stack([read_frames(path).transpose(0, 1) for path in paths]).float() / 127.5 - 1
+    same = (videos["real"].mean(2) - videos["faulty"].mean(2)).abs().mean()
+    assert same < 0.5 * (videos["real"].mean(2) - videos["real"].roll(1, 0).mean(2)).abs().mean()
+    assert flicker(videos["faulty"]).mean() > 2 * flicker(videos["real"]).mean()

@@ -36,8 +36,8 @@ def test_a_wheel_of_the_sdist_holds_every_file_and_its_commands_run(tmp_path: Pa
         archive.extractall(tmp_path, filter="data")
     wheel = build("wheel", tmp_path / sdist.name.removesuffix(".tar.gz"), tmp_path)
 
-    tracked = run("git", "ls-files", "mp_hooks", "patches", cwd=tmp_path / "clone").splitlines()
-    wanted = {f"mp_hooks/_{name}" if name.startswith("patches/") else name for name in tracked}
+    tracked = run("git", "ls-files", "mp_hooks", "patches", "comfyui", cwd=tmp_path / "clone").splitlines()
+    wanted = {f"mp_hooks/_{name}" if name.startswith(("patches/", "comfyui/")) else name for name in tracked}
     held = set(zipfile.ZipFile(wheel).namelist())
     assert wanted <= held
     assert {name for name in held if not name.startswith("mp_hooks-")} == wanted

@@ -641,6 +641,55 @@ def test_half_patched_videocrafter_is_exit_2(host: Path, capsys: pytest.CaptureF
     assert main([*repo, "--status"]) == 0
 
 
+# --- a host that loads packs of nodes
+
+
+@pytest.fixture
+def with_packs(tmp_path: Path) -> Path:
+    (tmp_path / "custom_nodes").mkdir()
+    (tmp_path / "main.py").write_text("")
+    return tmp_path
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_pack_is_linked_or_copied_and_taken_out_again(
+    with_packs: Path, links: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_link(*_: object, **__: object) -> None:
+        raise OSError("symbolic links are not allowed here")
+
+    if not links:
+        monkeypatch.setattr(Path, "symlink_to", no_link)
+    place, command = with_packs / "custom_nodes/motionprompt", ["comfyui", "--repo", str(with_packs)]
+    for _ in range(2):
+        assert main(command) == 0
+        assert place.is_symlink() == links
+        assert (place / "nodes.py").is_file()
+    if not links:
+        (place / "nodes.py").write_text("")
+        assert patching.PACKS["comfyui"].status(with_packs) == "a copy of another version"
+        assert main(command) == 0
+        assert patching.PACKS["comfyui"].status(with_packs) == "copied"
+    capsys.readouterr()
+    assert main([*command, "--check"]) == 0
+    assert "nothing to change" in capsys.readouterr().out
+    assert main([*command, "--revert"]) == 0
+    assert not os.path.lexists(place)
+    assert main([*command, "--status"]) == 0
+    assert "not linked" in capsys.readouterr().out
+
+
+def test_another_pack_in_its_place_stays(with_packs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = with_packs / "custom_nodes/motionprompt/nodes.py"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    command = ["comfyui", "--repo", str(with_packs)]
+    assert main(command) == 2
+    assert "something else" in capsys.readouterr().err
+    assert main([*command, "--revert"]) == 0
+    assert mine.read_text() == "mine"
+
+
 # --- the command on bad input
 
 
@@ -652,6 +701,7 @@ def test_half_patched_videocrafter_is_exit_2(host: Path, capsys: pytest.CaptureF
         (["videocrafter2", "--repo", "."], "not a checkout of VideoCrafter"),
         (["videocrafter2", "--repo", "absent", "--status"], "no checkout of VideoCrafter in absent"),
         (["videocrafter2", "--repo", "absent", "--revert"], "no checkout of VideoCrafter in absent"),
+        (["comfyui", "--repo", "absent"], "no checkout of ComfyUI in absent"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_2(
@@ -671,4 +721,4 @@ def test_bad_input_is_one_sentence_and_exit_2(
 def test_list_names_every_host(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list"]) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert listed == patching.names()
+    assert listed == [*patching.names(), *patching.PACKS]

@@ -12,29 +12,32 @@ from upstreams import needs
 
 from mp_hooks.config import MotionPromptConfig
 from mp_hooks.testing import tiny
+from mp_hooks.testing.case import DISCRIMINATOR
 from mp_hooks.testing.conformance import Recorder, patched
 from mp_hooks.testing.diffusers import DiffusersCase
 from mp_hooks.testing.precision import compare, table
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*not finite")
+CONFIG = MotionPromptConfig(discriminator=str(DISCRIMINATOR), iterations=2, progress=False)
 
 
-def on(name: str, **options: Any) -> Any:
+def on(name: str, *marks: Any, **options: Any) -> Any:
     """A parameter: the tiny instance of a host."""
-    return pytest.param(tiny(name, **options), id="-".join([name, *map(str, options.values())]), marks=needs(name))
+    label = "-".join([name, *map(str, options.values())])
+    return pytest.param(tiny(name, **options), id=label, marks=[*needs(name), *marks])
 
 
 @pytest.mark.parametrize(
     "case",
     [
         on("lavie"),
-        on("lavie", scheduler="DDIMScheduler"),
+        on("lavie", pytest.mark.slow, scheduler="DDIMScheduler"),
         on("lavie", scheduler="EulerDiscreteScheduler", guidance_scale=1.0),
         on("diffusers-animatediff"),
     ],
 )
 def test_gradients_in_float16_are_those_of_float32(case: DiffusersCase) -> None:
-    found = compare(case, MotionPromptConfig(iterations=2, progress=False), steps=12)
+    found = compare(case, CONFIG, steps=12)
     print(f"\n{table(found)}")
     assert [one.step for one in found] == [1, 1, 2, 2, 3, 3]
     cosines = [cosine for one in found for cosine, moved in zip(one.cosine, one.updated, strict=True) if moved]
@@ -44,10 +47,10 @@ def test_gradients_in_float16_are_those_of_float32(case: DiffusersCase) -> None:
     assert sum(cosine >= 0.95 for cosine in cosines) >= 0.8 * len(cosines)
 
 
-@pytest.mark.parametrize("case", [on("lavie"), on("diffusers-animatediff")])
+@pytest.mark.parametrize("case", [on("lavie"), on("diffusers-animatediff", pytest.mark.slow)])
 def test_updates_may_be_computed_in_float32(case: DiffusersCase) -> None:
     """On a host in float16, which takes its own steps in it."""
-    found = compare(case, MotionPromptConfig(iterations=2, progress=False, precision="float32"), steps=12)
+    found = compare(case, replace(CONFIG, precision="float32"), steps=12)
     assert all(all(one.updated) for one in found)
     assert min(cosine for one in found for cosine in one.cosine) > 0.999
 
@@ -55,7 +58,7 @@ def test_updates_may_be_computed_in_float32(case: DiffusersCase) -> None:
 @pytest.mark.parametrize("case", [on("diffusers-wan"), on("diffusers-ltx")])
 def test_updates_of_a_host_in_bfloat16_are_computed_in_float32(case: DiffusersCase) -> None:
     """By default, because bfloat16's own gradients point elsewhere."""
-    config = MotionPromptConfig(iterations=1, progress=False)
+    config = replace(CONFIG, iterations=1)
     found = compare(case, config, steps=12, dtype=torch.bfloat16)
     assert all(all(one.updated) for one in found)
     assert min(cosine for one in found for cosine in one.cosine) > 0.999

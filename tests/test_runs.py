@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from resumption import held
 
 from mp_hooks import __version__
 from mp_hooks.errors import MotionPromptError
-from mp_hooks.processes import Processes, processes
+from mp_hooks.processes import Processes, processes, shared
 from mp_hooks.runs import claim
 
 SETTINGS = {"seed": 1, "training": {"epochs": 2, "rate": 0.5}, "flow": None, "steps": (1, 2)}
@@ -86,3 +88,43 @@ def test_processes_know_their_number(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert processes() == told
+
+
+def doing(
+    parts: int, done: set[int], folder: Path, monkeypatch: pytest.MonkeyPatch, rank: int, world: int
+) -> list[int]:
+    """The parts that fall to this rank where only it is at work, in order."""
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    did = []
+    for part in shared(range(parts), done.__contains__, folder):
+        did.append(part)
+        done.add(part)
+    return did
+
+
+def test_a_process_does_its_share_and_what_others_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doing(8, {2}, tmp_path, monkeypatch, 1, 3) == [1, 4, 7, 6, 5, 3, 0]
+    with held(tmp_path / ".lock", 4), held(tmp_path / ".lock", 6):
+        assert doing(8, {2}, tmp_path, monkeypatch, 1, 3) == [1, 7, 5, 3, 0]
+    assert doing(8, {2}, tmp_path, monkeypatch, 0, 1) == [0, 1, 3, 4, 5, 6, 7]
+
+
+def test_a_part_that_was_done_meanwhile_is_not_done_again(tmp_path: Path) -> None:
+    """Another process did it between the look and the lock."""
+    asked: list[int] = []
+
+    def done(part: int) -> bool:
+        asked.append(part)
+        return asked.count(part) > 1
+
+    assert list(shared(range(3), done, tmp_path)) == []
+
+
+def test_without_locks_each_keeps_to_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", no_locks)
+    assert doing(8, {2}, tmp_path, monkeypatch, 2, 3) == [5]
+    assert doing(8, {2}, tmp_path, monkeypatch, 1, 3) == [1, 4, 7]

@@ -122,7 +122,7 @@ def test_new_clips_get_shards_of_their_own(videos: Path, unbroken: Path, tmp_pat
         extract(listing, out, load_flow("pyramid"), FlowSettings(flow_size=48))
 
 
-def test_killed_ten_times_and_resumed_is_as_unbroken(videos: Path, unbroken: Path, tmp_path: Path) -> None:
+def test_killed_again_and_again_and_resumed_is_as_unbroken(videos: Path, unbroken: Path, tmp_path: Path) -> None:
     tqdm.set_lock(threading.RLock())  # its own is shared by processes, and one killed with it in hand keeps it
     out = tmp_path / "shards"
     moments = random.Random(0)
@@ -130,13 +130,15 @@ def test_killed_ten_times_and_resumed_is_as_unbroken(videos: Path, unbroken: Pat
     began = time.monotonic()
     extract(videos, tmp_path / "timed", load_flow("pyramid"), SETTINGS)
     whole = time.monotonic() - began
-    for _ in range(10):
+    for kills in range(10):
         process = fork.Process(target=extract, args=(videos, out, load_flow("pyramid"), SETTINGS))
         process.start()
         time.sleep(moments.uniform(0, whole / 4))
         process.kill()
         process.join()
-        assert process.exitcode == -signal.SIGKILL, "was over before it was killed"
+        if process.exitcode != -signal.SIGKILL:
+            assert kills > 2, "was over before it was killed"
+            break
         for name, content in contents(out).items() if out.is_dir() else ():
             assert content == (unbroken / name).read_bytes(), f"{name} is not whole"
     extract(videos, out, load_flow("pyramid"), SETTINGS)
@@ -193,7 +195,7 @@ def test_shards_that_do_not_serve_are_refused(videos: Path, unbroken: Path, tmp_
 
 
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
-    """On shards, to the same held-out AUC within noise and in as many steps; on videos they refuse."""
+    """On shards, to the same held-out AUC within noise and in as many steps."""
     generator = torch.Generator().manual_seed(0)
     for kind in ("real", "fake"):
         for number in range(10):
@@ -217,7 +219,12 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
         torch.load(tmp_path / n / "checkpoints/last.ckpt", weights_only=True)["global_step"] for n in ("one", "two")
     ]
     assert steps[0] == steps[1]
-    videos = ["--real", str(tmp_path / "real"), "--fake", str(tmp_path / "fake")]
-    result = torchrun(*train, *videos, "--out", str(tmp_path / "three"))
-    assert result.returncode != 0
-    assert "flow extract" in result.stderr
+
+
+def test_two_processes_train_on_shards_and_not_on_videos(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    folders = ["--real", str(videos / "model0"), "--fake", str(videos / "model1"), "--out", str(tmp_path)]
+    assert main(["discriminator", "train", *folders]) == 2
+    assert "flow extract" in capsys.readouterr().err

@@ -22,12 +22,12 @@ LAYERS = (
     {"cli"},
     {"lab"},
     {"testing"},  # of adapters, for porters too
-    {"entry", "backbones", "patching", "compat"},
+    {"entry", "generation", "backbones", "patching", "compat"},
     {"guidance"},
     {"discriminator", "flow"},
     {""},
 )
-HOSTS = {"diffusers", "lvdm", "animatediff"}
+HOSTS = {"diffusers", "lvdm", "animatediff", "comfy"}
 LONGEST = 350  # lines
 FORMER_WORD = re.compile(r"\bjudge\b", re.IGNORECASE)
 MAY_SAY_IT = {"tests/test_structure.py"}  # and files that read keys of old results
@@ -125,7 +125,7 @@ def test_modules_of_the_method_and_the_adapters_are_short() -> None:
 
 
 def test_the_discriminator_is_called_that() -> None:
-    folders = ("mp_hooks", "docs", "patches", "scripts", "tests")
+    folders = ("mp_hooks", "docs", "patches", "scripts", "tests", "comfyui")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
     files += [ROOT / name for name in ("README.md", "CHANGELOG.md", "setup.py", "pyproject.toml")]
     texts = [path for path in files if path.suffix in {".py", ".md", ".html", ".json", ".yaml", ".toml", ".sh"}]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from resumption import held
+from tqdm import tqdm
 
 from mp_hooks.cli.main import main
 from mp_hooks.errors import MotionPromptError
@@ -126,19 +130,27 @@ def test_a_sweep_killed_at_random_and_resumed_gives_the_same_table(spec: Path, t
     assert {path: path.stat().st_mtime_ns for path in marks} == marks
 
 
-def test_processes_share_the_parts(spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_share_the_parts(spec: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
-    assert run(read_spec(spec), out) is None
-    assert len((tmp_path / "log").read_text().splitlines()) == 3
-    monkeypatch.setenv("RANK", "0")
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=run_as, args=(rank, spec, out)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+        assert process.exitcode == 0
+    assert len((tmp_path / "log").read_text().splitlines()) == 6, "none was done twice"
     evaluation = run(read_spec(spec), out)
-    assert len(set((tmp_path / "log").read_text().splitlines())) == 6
     assert list(evaluation.values) == ["without", "iterations 1, placement end", "iterations 3, placement end"]
     assert evaluation.clips == ["seed 1: cat", "seed 1: dog", "seed 2: cat", "seed 2: dog"]
     without, one, three = (evaluation.mean(cell, "temporal_flickering") for cell in evaluation.values)
     assert without < one < three
+
+
+def run_as(rank: int, spec: Path, out: Path) -> None:
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2")
+    tqdm.set_lock(threading.RLock())
+    run(read_spec(spec), out)
 
 
 def test_a_cell_of_another_sweep_and_a_failing_command_are_told(spec: Path, tmp_path: Path) -> None:
@@ -151,22 +163,20 @@ def test_a_cell_of_another_sweep_and_a_failing_command_are_told(spec: Path, tmp_
         run(read_spec(spec), tmp_path / "out")
 
 
-def test_the_mini_model_needs_no_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_mini_model_needs_no_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("diffusers")
     (tmp_path / "spec.yaml").write_text(
         "prompts: 2\nguidance: {iterations: 1, start: 0.9, stop: 1.0}\n"
         "cells:\n  plain sampling: plain\n  guided: {learning_rate: 0.5}\n"
     )
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    command = ["sweep", str(tmp_path / "spec.yaml"), "--out", str(tmp_path / "out")]
-    for rank in ("0", "1"):
-        monkeypatch.setenv("RANK", rank)
-        assert main(command) == 0
-    printed = capsys.readouterr().out
-    assert "still at work" in printed
-    assert "caption match" in printed
+    out = tmp_path / "out"
+    out.mkdir()
+    words = ["sweep", str(tmp_path / "spec.yaml"), "--out", str(out)]
+    with held(out / ".lock", 1):
+        assert main(words) == 0
+        assert "still at work" in capsys.readouterr().out
+    assert main(words) == 0
+    assert "caption match" in capsys.readouterr().out
     cells = tmp_path / "out" / "cells"
     assert sorted(path.name for path in cells.iterdir()) == ["guided", "plain-sampling"]
     stored = {path: path.stat().st_mtime_ns for path in cells.rglob("*") if path.is_file()}

@@ -48,7 +48,6 @@ def _cost(args: argparse.Namespace) -> int:
     from mp_hooks.errors import MotionPromptError
     from mp_hooks.guidance.memory import POLICIES
     from mp_hooks.lab import mini
-    from mp_hooks.lab.cost.hosts import MEASURED_ONLY
 
     if args.name == "mini":
         args.mp_config = args.mp_config or mini.GUIDANCE
@@ -62,10 +61,7 @@ def _cost(args: argparse.Namespace) -> int:
         raise MotionPromptError("torch finds no GPU here; leave --device out to count alone")
     policies = list(POLICIES) if config.checkpointing == "auto" else [config.checkpointing]
     warnings.filterwarnings("ignore", category=UserWarning)  # of fake tensors that have no address
-    if args.name not in MEASURED_ONLY:
-        _counted(args, config, policies)
-    elif not args.device:
-        raise MotionPromptError(f"{args.name} is measured, not counted: give --device cuda")
+    _counted(args, config, policies)
     if args.device:
         _timed(args, config, policies)
     if args.measure:
@@ -76,12 +72,17 @@ def _cost(args: argparse.Namespace) -> int:
 def _counted(args: argparse.Namespace, config: MotionPromptConfig, policies: list[str]) -> None:
     from dataclasses import replace
 
+    from mp_hooks.guidance.memory import SUB_CLIP
+    from mp_hooks.guidance.run import SUB_CLIP_FRAMES
     from mp_hooks.lab.cost import cost, full_size
 
     parts = {}
+    if config.checkpointing == "auto" and config.subclip is None:
+        policies = [*policies, SUB_CLIP]  # what `auto` comes to at last
     for number, policy in enumerate(policies):
         with full_size(args.name, args.repo) as full:
-            counted = cost(full, replace(config, checkpointing=policy))
+            last = {"checkpointing": "all", "subclip": SUB_CLIP_FRAMES}
+            counted = cost(full, replace(config, **(last if policy == SUB_CLIP else {"checkpointing": policy})))
             shape = "x".join(map(str, full.latents[1:]))
         if number == 0:
             print(
@@ -91,8 +92,9 @@ def _counted(args: argparse.Namespace, config: MotionPromptConfig, policies: lis
             print(f"{'a run':36}{'TFLOP':>16}{'peak GiB of a step':>24}{'of the run':>20}")
             _run("without guidance", counted, False)
             parts = {"a step without guidance": counted.plain, "decoding the clip": counted.decode}
-        _run(f"guided, checkpointing {policy}", counted, True)
-        parts[f"a guided step, checkpointing {policy}"] = counted.guided
+        kept = "sub-clip" if policy == SUB_CLIP else f"checkpointing {policy}"
+        _run(f"guided, {kept}", counted, True)
+        parts[f"a guided step, {kept}"] = counted.guided
     print(f"\nof every peak {_gibi(counted.weights)} GiB are the host's weights, which are left out below")
     for what, count in sorted(parts.items(), key=lambda part: -part[1].total):
         _show(what, count)

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING
 from mp_hooks.cli.arguments import positive
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mp_hooks.discriminator import FlowDiscriminator
+    from mp_hooks.discriminator.data import FlowData
+
+FALL_CLIPS, FALL_PAIRS = 100, 4  # of which `eval` asks what corruptions do to them; each takes nine flows a pair
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -23,11 +28,13 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     _add_videos(train)
     train.add_argument("--out", type=Path, required=True, help="its folder, with card, report and checkpoints")
     train.add_argument("--resume", action="store_true", help="continue the run in --out")
-    train.add_argument("--by-source", action="store_true", help="also train with each generated source left out")
+    _add_corrupted(train)
     _add_training(train)
     train.set_defaults(run=_train)
 
-    evaluate = commands.add_parser("eval", help="accuracy and AUC of a discriminator on two folders of videos")
+    evaluate = commands.add_parser(
+        "eval", help="AUC by source, what faults do to the score, what its gradient asks for"
+    )
     evaluate.add_argument(
         "model", type=Path, metavar="MODEL", help="folder of the discriminator, OWNER/NAME on the hub, or 'default'"
     )
@@ -49,9 +56,10 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     _add_training(confounds)
     confounds.set_defaults(run=_confounds)
 
-    cross = commands.add_parser("cross", help="discriminators trained on each generated source, tested on every other")
+    cross = commands.add_parser("cross", help="tests on generators and collections not trained on, against two floors")
     _add_videos(cross)
-    cross.add_argument("--out", type=Path, required=True, help="folder for the table, its drawing and the flow")
+    cross.add_argument("--out", type=Path, required=True, help="folder for the tables and the flow")
+    _add_corrupted(cross)
     _add_training(cross)
     cross.set_defaults(run=_cross)
 
@@ -78,6 +86,11 @@ def _add_videos(parser: argparse.ArgumentParser) -> None:
     _add_exclude(parser)
 
 
+def _add_corrupted(parser: argparse.ArgumentParser) -> None:
+    words = "real videos to put faults into as further generated ones, or flow extracted with --corrupt"
+    parser.add_argument("--corrupted", type=Path, metavar="DIR|LIST", help=words)
+
+
 def _add_exclude(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exclude",
@@ -99,9 +112,13 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--flow-size", type=positive, default=128, help="side of the frames (default: %(default)s)")
     _add_flow(parser)
     parser.add_argument("--epochs", type=positive, default=20, help="default: %(default)s")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, metavar="RATE", help="default: %(default)s")
     parser.add_argument(
-        "--backbone", default="small", help="'small' (from scratch) or 'timm:NAME', pretrained (default: %(default)s)"
+        "--backbone",
+        default="small",
+        help="'small', a ViT, or 'conv', both from scratch, or 'timm:NAME', pretrained (default: %(default)s)",
     )
+    parser.add_argument("--width", type=positive, default=96, help="of 'small' and 'conv' (default: %(default)s)")
     parser.add_argument("--backbone-weights", type=Path, metavar="FILE", help="local weights of a timm backbone")
     parser.add_argument("--image-size", type=positive, help="side the ViT sees (default: 64, timm: 224)")
     parser.add_argument(
@@ -132,12 +149,13 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
 def _configurations(args: argparse.Namespace) -> dict:
     """The three configurations of a training, and the backbone's weights, from the command line."""
     from mp_hooks.discriminator.data import settings_of
-    from mp_hooks.discriminator.model import DiscriminatorConfig
+    from mp_hooks.discriminator.model import SCRATCH, DiscriminatorConfig
     from mp_hooks.discriminator.train import TrainingConfig
 
     config = DiscriminatorConfig(
         backbone=args.backbone,
-        image_size=args.image_size or (64 if args.backbone == "small" else 224),
+        image_size=args.image_size or (64 if args.backbone in SCRATCH else 224),
+        width=args.width,
         normalise=args.normalise,
         slope=args.slope,
         flow=args.flow,
@@ -149,6 +167,7 @@ def _configurations(args: argparse.Namespace) -> dict:
         "settings": settings,
         "training": TrainingConfig(
             epochs=args.epochs,
+            learning_rate=args.learning_rate,
             noise=args.noise,
             turn=args.turn,
             zoom=args.zoom,
@@ -158,7 +177,7 @@ def _configurations(args: argparse.Namespace) -> dict:
         ),
         "exclude": args.exclude,
         "flow_weights": args.flow_weights,
-        "pretrained": args.backbone_weights or args.backbone != "small",
+        "pretrained": args.backbone_weights or args.backbone not in SCRATCH,
     }
 
 
@@ -168,7 +187,7 @@ def _train(args: argparse.Namespace) -> int:
     from mp_hooks.processes import processes
 
     report = train(
-        args.real, args.fake, args.out, **_configurations(args), by_source=args.by_source, resume=args.resume
+        args.real, args.fake, args.out, **_configurations(args), corrupted=args.corrupted, resume=args.resume
     )
     if processes().rank:  # one process speaks
         return 0
@@ -176,12 +195,6 @@ def _train(args: argparse.Namespace) -> int:
     print(f"regression on mean flow and total variation: {Score(**report['by_video_floor'])}")
     print(f"regression on their ratio: {Score(**report['by_video_scale_free_floor'])}")
     print(f"held out by video: {Gain(**report['gain_by_video'])}")
-    for name, score in report.get("by_source", {}).items():
-        print(f"{name} left out: {Score(**score)}")
-        print(f"{name} left out, regression: {Score(**report['by_source_floor'][name])}")
-    if args.by_source:
-        print(f"held out by source, mean: {Gain(**report['gain_by_source'])}")
-        print(f"the rigidity of the flow alone: {Gain(**report['gain_by_source_rigidity'])}")
     print(f"before calibration, {Usefulness(**report['uncalibrated'])}")
     print(f"at temperature {report['temperature']:.2f}, {Usefulness(**report['usefulness'])}")
     print(f"discriminator and model card in {args.out}")
@@ -196,8 +209,19 @@ def _load(model: Path) -> FlowDiscriminator:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from mp_hooks.discriminator.data import settings_of, split_by_video
-    from mp_hooks.discriminator.evaluation import calibrate, gain, logits_of, right_by, score, trivial_floor, usefulness
-    from mp_hooks.discriminator.shards import gather
+    from mp_hooks.discriminator.evaluation import (
+        calibrate,
+        direction,
+        falls,
+        gain,
+        logits_of,
+        rigidity,
+        score,
+        score_by_source,
+        trivial_floor,
+        usefulness,
+    )
+    from mp_hooks.discriminator.shards import gather, is_shards
 
     model = _load(args.model)
     settings = replace(settings_of(model.config), pairs_per_clip=args.pairs, seed=args.seed)
@@ -211,23 +235,50 @@ def _evaluate(args: argparse.Namespace) -> int:
     if args.held_out:
         print(f"regression on mean flow and total variation: {score(floor, data)}")
         print(f"discriminator: {gain([(logits, floor, data)])}")
-    for name, share in right_by([clip.source for clip in data.clips], logits, data).items():
-        print(f"  {name}: {share:.3f} of the fields classified right")
-    print(usefulness(model, data))
+    by_source, rigid = (score_by_source([(values, data)]) for values in (logits, rigidity(data.flow)))
+    print(f"{by_source}\nthe rigidity of the flow alone: {rigid}")
+    for kind, areas in (("generator", by_source.generators), ("collection", by_source.collections)):
+        print(f"AUC per clip by {kind}, worst first:")
+        for name, (area, clips) in areas.items():
+            print(f"  {name}: {area:.3f} ({clips} clip{'s' * (clips > 1)})")
+    print(f"{usefulness(model, data)}\n{direction(model, data)}")
+    if is_shards(args.real):
+        print("what faults do to its score can be seen on videos, not on their flow: give --real a folder of videos")
+    else:
+        print("clips whose score falls when real ones are corrupted:")
+        for name, share in falls(model, _corrupted(args, model, data)).items():
+            print(f"  {name}: {share}")
     if args.calibrated:
         print(f"at temperature {calibrate(model, data):.2f}, {usefulness(model, data)}")
         model.save_pretrained(args.calibrated)
     return 0
 
 
+def _corrupted(args: argparse.Namespace, model: FlowDiscriminator, data: FlowData) -> list[dict[str, Tensor]]:
+    """Flow of up to `FALL_CLIPS` of the real clips, as they are and corrupted."""
+    from tqdm import tqdm
+
+    from mp_hooks.discriminator.data import corrupted_flow, folder_of, settings_of
+    from mp_hooks.flow import load_flow
+
+    settings = replace(settings_of(model.config), pairs_per_clip=FALL_PAIRS, seed=args.seed)
+    estimator = load_flow(model.config.flow, args.flow_weights)
+    paths = [data.clips[number].path for number in data.clip.unique().tolist() if data.clips[number].real]
+    chosen = paths[:: max(1, len(paths) // FALL_CLIPS)][:FALL_CLIPS]
+    bar = tqdm(chosen, desc="corrupted clips", unit="clip", leave=False)
+    return [corrupted_flow(folder_of(args.real) / path, estimator, settings) for path in bar]
+
+
 def _cross(args: argparse.Namespace) -> int:
     from mp_hooks.discriminator.shards import gather
-    from mp_hooks.lab.experiments.cross import cross_generators
+    from mp_hooks.lab.experiments.cross import cross_validate
 
     given = _configurations(args)
     cache = args.out / "flow"
-    data = gather(args.real, args.fake, cache, args.flow, given["settings"], args.exclude, args.flow_weights)
-    table = cross_generators(data, given["config"], given["training"])
+    data = gather(
+        args.real, args.fake, cache, args.flow, given["settings"], args.exclude, args.flow_weights, args.corrupted
+    )
+    table = cross_validate(data, given["config"], given["training"], given["pretrained"])
     print(table)
     table.save(args.out)
     return 0

@@ -38,6 +38,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     extract.add_argument("--frame-rate", type=float, default=8.0, help="frames a second used (default: %(default)s)")
     extract.add_argument("--max-interval", type=int, default=3, help="pairs lie 1 to this apart (default: %(default)s)")
     extract.add_argument("--pairs", type=int, default=16, help="frame pairs a clip (default: %(default)s)")
+    extract.add_argument("--corrupt", action="store_true", help="put a fault into each clip: further generated ones")
     extract.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     extract.add_argument("--device", help="default: this process's GPU, or the CPU")
     extract.set_defaults(run=_extract)
@@ -87,15 +88,12 @@ def _draw(args: argparse.Namespace) -> int:
 
 
 def _extract(args: argparse.Namespace) -> int:
-    import torch
-
     from mp_hooks.discriminator.data import FlowSettings
     from mp_hooks.discriminator.shards import extract
     from mp_hooks.flow import load_flow
-    from mp_hooks.processes import processes
+    from mp_hooks.processes import local_device
 
-    gpus = torch.cuda.device_count()  # 1 where the launcher shows each process its own
-    device = args.device or (f"cuda:{processes().local_rank % gpus}" if gpus else "cpu")
+    device = args.device or local_device()
     settings = FlowSettings(
         flow_size=args.flow_size,
         stored_size=args.stored_size,
@@ -103,6 +101,7 @@ def _extract(args: argparse.Namespace) -> int:
         max_interval=args.max_interval,
         pairs_per_clip=args.pairs,
         seed=args.seed,
+        corrupt=args.corrupt,
     )
     estimator = load_flow(args.flow, args.flow_weights, device)
     done = extract(args.videos, args.out, estimator, settings, args.exclude, device)

@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _list()
     if args.name is None:
         parser.error("give the NAME of a host; mp-patch --list shows them")
+    if args.name in patching.PACKS:
+        return _pack(patching.PACKS[args.name], args)
     manifest = patching.load(args.name)
     repo = args.repo or patching.default_checkout(manifest)
     if args.status:
@@ -47,9 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.revert:
         _report("reverted", manifest, repo, patching.revert(manifest, _existing(manifest, repo)))
         return 0
-    if args.repo is None and not patching.is_present(repo):
-        print(f"getting {manifest.title} {manifest.commit[:7]} from {manifest.url}", flush=True)
-        patching.fetch(manifest, repo)
+    if args.repo is None:
+        _get(manifest, repo)
     _report("patched", manifest, repo, patching.apply(manifest, repo, force=args.force))
     requirements = quote(str(patching.requirements(manifest.name)))
     libraries = f"pip install -r {requirements}  # if the host does not run with yours"
@@ -57,7 +58,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _existing(manifest: patching.Manifest, repo: Path) -> Path:
+def _pack(pack: patching.Pack, args: argparse.Namespace) -> int:
+    """The same for a host that loads packs of nodes: ours is linked into it."""
+    repo = args.repo or patching.default_checkout(pack)
+    if args.repo is None and not (args.status or args.check or args.revert):
+        _get(pack, repo)
+    state, place = pack.status(_existing(pack, repo)), repo / pack.place
+    if args.status:
+        print(f"{pack.name} in {repo}: {state}")
+    elif args.check:
+        print("nothing to change" if state in ("linked", "copied") else f"links {place} to the nodes of mp_hooks")
+    elif args.revert:
+        pack.unlink(repo)
+        print(f"reverted: {pack.title} in {repo} has no nodes of mp_hooks")
+    else:
+        print(f"{pack.link(repo)}: {place}; undo: mp-patch {pack.name} --repo {quote(str(repo))} --revert")
+        print(f"next, with mp_hooks installed into {pack.title}'s Python:\n  cd {quote(str(repo))}\n  {pack.run}")
+    return 0
+
+
+def _get(upstream: patching.Upstream, repo: Path) -> None:
+    if not patching.is_present(repo):
+        print(f"getting {upstream.title} {upstream.commit[:7]} from {upstream.url}", flush=True)
+        patching.fetch(upstream, repo)
+
+
+def _existing(manifest: patching.Upstream, repo: Path) -> Path:
     if not patching.is_present(repo):
         raise MotionPromptError(
             f"no checkout of {manifest.title} in {repo}; get one with: mp-patch {manifest.name}, or give --repo DIR"
@@ -98,4 +124,8 @@ def _list() -> int:
         repo = patching.default_checkout(manifest)
         state = patching.status(manifest, repo).state if patching.is_present(repo) else "not fetched"
         print(f"{name:16} {manifest.title:16} {manifest.commit[:7]}  {state}")
+    for name, pack in patching.PACKS.items():
+        repo = patching.default_checkout(pack)
+        state = pack.status(repo) if patching.is_present(repo) else "not fetched"
+        print(f"{name:16} {pack.title:16} {pack.commit[:7]}  {state}")
     return 0

@@ -10,7 +10,7 @@ import csv
 import re
 import zlib
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mp_hooks.discriminator.corruptions import FOR_TESTS, FOR_TRAINING, corrupt
 from mp_hooks.discriminator.model import DiscriminatorConfig, centre_square, resize_flow
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.flow import FlowEstimator
@@ -44,6 +45,7 @@ class Clip:
     licence: str = "not stated"
     pair: str = ""  # two clips of one pair show the same prompt and seed in different roles
     role: str = ""  # "baseline" or what was done to it
+    corrupted: bool = False  # a real clip with a fault put in: to train on, never to test on
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class FlowSettings:
     pairs_per_clip: int = 16
     equalise: bool = True  # take out what tells the classes apart without a look at the motion
     seed: int = 0
+    corrupt: bool = False  # put one of the faults `FOR_TRAINING` into each clip
 
 
 def settings_of(config: DiscriminatorConfig) -> FlowSettings:
@@ -164,24 +167,36 @@ def clip_flow(
     """
     frames, stretches, facts = _prepared_frames(path, settings)
     pairs = _moving_pairs(frames, stretches, path, settings)
-    if not len(pairs):
-        raise MotionPromptError(f"{path} has no two frames that differ; leave it out")
-    first, second = (frames[pairs] / 127.5 - 1).to(device).unbind(1)
-    with torch.no_grad():
-        flow = resize_flow(estimator(first, second), settings.stored_size)
+    if settings.corrupt:
+        seed = _seed(path, settings)
+        frames = _corrupted(frames, list(FOR_TRAINING)[seed % len(FOR_TRAINING)], seed)
     numbers = [number for stretch in stretches for number in stretch]
-    return flow.half().cpu(), [(numbers[i], numbers[j]) for i, j in pairs.tolist()], facts
+    flow = _flow(frames, pairs, estimator, settings, device)
+    return flow, [(numbers[i], numbers[j]) for i, j in pairs.tolist()], facts
+
+
+def corrupted_flow(
+    path: Path, estimator: FlowEstimator, settings: FlowSettings, device: str | torch.device = "cpu"
+) -> dict[str, Tensor]:
+    """`clip_flow` of a clip as it is, under "", and of the same frame pairs after each of `FOR_TESTS`, by name."""
+    frames, stretches, _ = _prepared_frames(path, settings)
+    pairs = _moving_pairs(frames, stretches, path, settings)
+    versions = {"": frames} | {name: _corrupted(frames, name, _seed(path, settings)) for name in FOR_TESTS}
+    return {name: _flow(version, pairs, estimator, settings, device) for name, version in versions.items()}
 
 
 def split_by_video(clips: Sequence[Clip], seed: int = 0) -> tuple[list[int], list[int]]:
-    """Clip numbers (train, held out): a fifth of the groups of every source is held out, groups stay whole."""
+    """Clip numbers (train, held out): a fifth of the groups of every source is held out, groups stay whole.
+
+    Corrupted clips are trained on with those they are made of, and never held out.
+    """
     generator = torch.Generator().manual_seed(seed)
     train: list[int] = []
     held_out: list[int] = []
     for real in (True, False):
         groups: dict[str, list[int]] = {}
         for number, clip in enumerate(clips):
-            if clip.real == real:
+            if clip.real == real and not clip.corrupted:
                 groups.setdefault(clip.group, []).append(number)
         names = list(groups)
         shuffled = [names[i] for i in torch.randperm(len(names), generator=generator)]
@@ -192,26 +207,41 @@ def split_by_video(clips: Sequence[Clip], seed: int = 0) -> tuple[list[int], lis
         raise MotionPromptError(
             f"too few videos to hold some out: give at least {SPLIT_FOLDS} real and {SPLIT_FOLDS} generated ones"
         )
-    return train, held_out
+    return _with_corrupted(clips, train), held_out
 
 
-def splits_by_source(clips: Sequence[Clip]) -> Iterator[tuple[str, list[int], list[int]]]:
-    """(name, train, held out) for every generated source left out in turn.
+def _with_corrupted(clips: Sequence[Clip], train: list[int]) -> list[int]:
+    """`train` and the corrupted clips, less those made of real ones that are not in it."""
+    unseen = {clip.path for clip in clips if clip.real} - {clips[i].path for i in train if clips[i].real}
+    return train + [i for i, clip in enumerate(clips) if clip.corrupted and clip.path not in unseen]
 
-    Real clips held out are those of all sources but the largest, so that neither class was seen in training. Nothing
-    is yielded unless there are two sources of each class.
+
+def folds_by_source(clips: Sequence[Clip], folds: int = 4, seed: int = 0) -> list[tuple[list[int], list[int]]]:
+    """Clip numbers (train, held out) of each fold: every source is held out once, whole, with some of the other class.
+
+    So each clip can be rated by a discriminator that has seen neither its generator nor its collection. Folds are of
+    about one size; of fewer sources of a class than `folds` there are as many folds as these. Corrupted clips are
+    trained on with those they are made of, and never held out. Raises MotionPromptError unless each class has two
+    sources.
     """
-    real: dict[str, list[int]] = {}
-    fake: dict[str, list[int]] = {}
+    sources: dict[bool, dict[str, list[int]]] = {True: {}, False: {}}
     for number, clip in enumerate(clips):
-        (real if clip.real else fake).setdefault(clip.source, []).append(number)
-    if len(real) < 2 or len(fake) < 2:
-        return
-    largest = max(real, key=lambda name: len(real[name]))
-    held_out_real = [i for name, numbers in real.items() if name != largest for i in numbers]
-    for source, numbers in fake.items():
-        train = real[largest] + [i for name, others in fake.items() if name != source for i in others]
-        yield source, train, held_out_real + numbers
+        if not clip.corrupted:
+            sources[clip.real].setdefault(clip.source, []).append(number)
+    folds = min(folds, *map(len, sources.values()))
+    if folds < 2:
+        raise MotionPromptError("a test on unseen sources needs two real and two generated ones; give a subfolder each")
+    held_out: list[list[int]] = [[] for _ in range(folds)]
+    generator = torch.Generator().manual_seed(seed)
+    for of_class in sources.values():
+        parts: list[list[int]] = [[] for _ in range(folds)]
+        names = [list(of_class)[i] for i in torch.randperm(len(of_class), generator=generator)]
+        for name in sorted(names, key=lambda name: -len(of_class[name])):
+            min(parts, key=len).extend(of_class[name])
+        for both, part in zip(held_out, parts, strict=True):
+            both.extend(part)
+    whole = {i for part in held_out for i in part}
+    return [(_with_corrupted(clips, sorted(whole - set(part))), sorted(part)) for part in held_out]
 
 
 def _listed(path: Path) -> list[Path]:
@@ -245,8 +275,16 @@ def _container(row: dict[str, str]) -> str:
 
 
 def _family(source: str) -> str:
-    """'videocrafter2_fifo' -> 'videocrafter', 'Panda-70M (gif)' -> 'Panda-70M'."""
-    return re.split(r"[_ (]", source)[0].rstrip("0123456789") or source
+    """Whose clips these are, whatever the version, the variant and the page.
+
+    'videocrafter2_fifo' -> 'videocrafter', 'opensora_v1.0_gif' -> 'opensora', 'video_ldm' stays,
+    'Panda-70M (gif)' -> 'Panda-70M', 'Frieren page (VGGSound)' -> 'VGGSound'.
+    """
+    name, _, inside = source.partition(" (")
+    if inside and inside != "gif)":
+        name = inside.rstrip(")")
+    name = name.split(" ")[0].removesuffix("_gif")
+    return re.split(r"_?v?\d+(?:\.\d+)*(?:_|$)", name)[0] or source
 
 
 def _groups(rows: Sequence[dict[str, str]]) -> list[str]:
@@ -330,15 +368,38 @@ def _without_borders(frames: Tensor) -> Tensor:
     return frames[:, :, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
+def _seed(path: Path, settings: FlowSettings) -> int:
+    return settings.seed + zlib.crc32(path.name.encode())
+
+
+def _corrupted(frames: Tensor, name: str, seed: int) -> Tensor:
+    """Frames [t, 3, h, w] (0..255) with a corruption."""
+    return (corrupt((frames / 127.5 - 1).transpose(0, 1)[None], name, seed)[0].transpose(0, 1) + 1) * 127.5
+
+
+def _flow(
+    frames: Tensor, pairs: Tensor, estimator: FlowEstimator, settings: FlowSettings, device: str | torch.device
+) -> Tensor:
+    """Flow [n, 2, s, s] (float16) of pairs [n, 2] of frames [t, 3, h, w] (0..255)."""
+    first, second = (frames[pairs] / 127.5 - 1).to(device).unbind(1)
+    with torch.no_grad():
+        return resize_flow(estimator(first, second), settings.stored_size).half().cpu()
+
+
 def _moving_pairs(frames: Tensor, stretches: list[list[int]], path: Path, settings: FlowSettings) -> Tensor:
-    """Indices [n, 2] into `frames` of random pairs; with `equalise`, pairs without motion are left out."""
+    """Indices [n, 2] into `frames` of random pairs; with `equalise`, pairs without motion are left out.
+
+    Raises MotionPromptError when none is left.
+    """
     stretch = [number for number, members in enumerate(stretches) for _ in members]
     steps = range(1, settings.max_interval + 1)
     pairs = [(i, i + k) for k in steps for i in range(len(frames) - k) if stretch[i] == stretch[i + k]]
     pairs = torch.tensor(pairs, dtype=torch.long).view(-1, 2)
-    generator = torch.Generator().manual_seed(settings.seed + zlib.crc32(path.name.encode()))
+    generator = torch.Generator().manual_seed(_seed(path, settings))
     pairs = pairs[torch.randperm(len(pairs), generator=generator)]
     if settings.equalise:
         first, second = frames[pairs].unbind(1)
         pairs = pairs[(first - second).abs().mean(dim=(1, 2, 3)) > STILL]
+    if not len(pairs):
+        raise MotionPromptError(f"{path} has no two frames that differ; leave it out")
     return pairs[: settings.pairs_per_clip]

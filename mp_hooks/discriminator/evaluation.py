@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -73,6 +74,20 @@ def score(logits: Tensor, data: FlowData) -> Score:
 
 
 @dataclass(frozen=True)
+class Share:
+    """How many of so many, with Wilson's 95 % interval."""
+
+    hits: int
+    of: int
+
+    def __str__(self) -> str:
+        share, z, n = self.hits / self.of, 1.96, self.of
+        centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+        reach = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+        return f"{self.hits} of {n}: {share:.2f} [{centre - reach:.2f}, {centre + reach:.2f}]"
+
+
+@dataclass(frozen=True)
 class Gain:
     """By how much the AUC per flow field exceeds the floor's, with its 95 % interval."""
 
@@ -97,6 +112,57 @@ def gain(tests: Sequence[tuple[Tensor, Tensor, FlowData]]) -> Gain:
     return Gain(sum(means) / len(means), *_interval(torch.stack(resampled).mean(0)))
 
 
+@dataclass(frozen=True)
+class SourceScore:
+    """AUC per clip, a clip's logit being the mean over its fields; intervals by resampling sources, not clips."""
+
+    auc: float
+    low: float
+    high: float
+    generators: dict[
+        str, tuple[float, int]
+    ]  # AUC of the clips of each against all real ones, their number; worst first
+    collections: dict[str, tuple[float, int]]  # of each against all generated ones
+    resampled: Tensor  # [RESAMPLES], for `over`
+
+    def over(self, floor: SourceScore) -> Gain:
+        """By how much this exceeds another score of the same clips, on the same resampled sources."""
+        return Gain(self.auc - floor.auc, *_interval(self.resampled - floor.resampled))
+
+    def __str__(self) -> str:
+        return (
+            f"AUC {self.auc:.3f} [{self.low:.3f}, {self.high:.3f}] per clip, resampled over "
+            f"{len(self.generators)} generators and {len(self.collections)} collections"
+        )
+
+
+def score_by_source(tests: Sequence[tuple[Tensor, FlowData]]) -> SourceScore:
+    """Of held-out sets, each (logits [n], data), whose sources do not overlap: the mean over the sets.
+
+    Clips are compared within their set, since logits of two discriminators have no common scale. Sources are drawn with
+    replacement within class and set. What is compared by `SourceScore.over` must come in the same sets.
+    """
+    areas, resampled = [], []
+    by_name: dict[bool, dict[str, tuple[float, int]]] = {True: {}, False: {}}
+    for seed, (logits, data) in enumerate(tests):
+        sources: dict[bool, dict[str, list[Tensor]]] = {True: {}, False: {}}
+        for number in data.clip.unique().tolist():
+            clip = data.clips[number]
+            sources[clip.real].setdefault(clip.source, []).append(logits[data.clip == number].double().mean())
+        real, fake = ([torch.stack(part) for part in sources[label].values()] for label in (True, False))
+        wins = torch.stack([torch.stack([((a[:, None] - b).sign() + 1).sum() / 2 for b in fake]) for a in real])
+        pairs = torch.tensor([[float(len(a) * len(b)) for b in fake] for a in real]).double()
+        areas.append(float(wins.sum() / pairs.sum()))
+        for label, part, axis in ((True, real, 1), (False, fake, 0)):
+            shares = (wins.sum(axis) / pairs.sum(axis)).tolist()
+            by_name[label] |= {name: (a, len(of)) for name, a, of in zip(sources[label], shares, part, strict=True)}
+        rows, columns = (_draws(len(part), 2 * seed + k) for k, part in enumerate((real, fake)))
+        resampled.append(((rows @ wins) * columns).sum(1) / ((rows @ pairs) * columns).sum(1))
+    drawn = torch.stack(resampled).mean(0)
+    collections, generators = (dict(sorted(found.items(), key=lambda item: item[1])) for found in by_name.values())
+    return SourceScore(sum(areas) / len(areas), *_interval(drawn), generators, collections, drawn)
+
+
 def _resampled_auc(scores: Tensor, real: Tensor, owner: Tensor) -> Tensor:
     """AUC on `RESAMPLES` draws of clips with replacement within each class; scores, real, clip of each example [n].
 
@@ -113,13 +179,16 @@ def _resampled_auc(scores: Tensor, real: Tensor, owner: Tensor) -> Tensor:
         order = ((part[:, None] - negative).sign() + 1) / 2  # a tie counts half
         columns = torch.zeros(len(part), clips[1], dtype=torch.double).index_add_(1, places[1], order)
         wins.index_add_(0, rows, columns)
-    times, examples = [], []  # how often each clip is drawn, and how many examples that makes
-    for seed, (count, place) in enumerate(zip(clips, places, strict=True)):
-        picks = torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(seed))
-        drawn = torch.zeros(RESAMPLES, count, dtype=torch.double)
-        times.append(drawn.scatter_add_(1, picks, torch.ones_like(drawn)))
-        examples.append(drawn @ place.bincount().double())
+    times = [_draws(count, seed) for seed, count in enumerate(clips)]
+    examples = [drawn @ place.bincount().double() for drawn, place in zip(times, places, strict=True)]
     return ((times[0] @ wins) * times[1]).sum(1) / (examples[0] * examples[1])
+
+
+def _draws(count: int, seed: int) -> Tensor:
+    """How often each of `count` things is drawn in `RESAMPLES` draws with replacement: [RESAMPLES, count]."""
+    picks = torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(seed))
+    drawn = torch.zeros(RESAMPLES, count, dtype=torch.double)
+    return drawn.scatter_add_(1, picks, torch.ones_like(drawn))
 
 
 def _interval(values: Tensor) -> tuple[float, float]:
@@ -160,13 +229,13 @@ def trivial_floor(train: FlowData, held_out: FlowData, scale_free: bool = False)
     mean, deviation = inputs.mean(0), inputs.std(0).clamp_min(1e-6)
     weight = torch.zeros(inputs.shape[1], requires_grad=True)
     bias = torch.zeros((), requires_grad=True)
-    balance = class_weights(targets)
+    weights = balance(train)
     optimiser = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimiser.zero_grad()
         logits = ((inputs - mean) / deviation) @ weight + bias
-        loss = F.binary_cross_entropy_with_logits(logits, targets, balance) + 1e-4 * weight.square().sum()
+        loss = F.binary_cross_entropy_with_logits(logits, targets, weights) + 1e-4 * weight.square().sum()
         loss.backward()
         return loss
 
@@ -182,10 +251,22 @@ def rigidity(flow: Tensor) -> Tensor:
     return -log_slope(in_units_of_rms(flow.float() / flow.shape[-1])).mean(dim=(1, 2, 3))
 
 
-def class_weights(real: Tensor) -> Tensor:
-    """Weights [n], mean 1, that let the real and the generated examples [n] count the same in all."""
-    share = real.mean()
-    return torch.where(real > 0.5, 0.5 / share, 0.5 / (1 - share))
+def balance(data: FlowData) -> Tensor:
+    """Weights [n] of the fields, mean 1, that let both classes count the same in all, and sources by the root of their
+    number of clips: a page with many clips of one generator does not drown ninety others, nor does one clip count as
+    much as seventy."""
+    fields = data.clip.bincount(minlength=len(data.clips))
+    sources: dict[tuple[bool, bool, str], list[int]] = {}
+    for number in fields.nonzero().flatten().tolist():
+        clip = data.clips[number]
+        sources.setdefault((clip.real, clip.corrupted, clip.source), []).append(number)
+    weight = torch.zeros(len(data.clips))
+    for members in sources.values():
+        weight[members] = len(members) ** -0.5 / fields[members]
+    weight, real = weight[data.clip], data.real > 0.5
+    for chosen in (real, ~real):
+        weight[chosen] *= 0.5 * len(weight) / weight[chosen].sum()
+    return weight
 
 
 @dataclass(frozen=True)
@@ -219,6 +300,73 @@ def usefulness(model: FlowDiscriminator, data: FlowData) -> Usefulness:
     return Usefulness(low, middle, high, torch.cat(gradients).median().item())
 
 
+@dataclass(frozen=True)
+class Direction:
+    """What the gradient of the logit asks of generated fields: medians over fields."""
+
+    shrink: float  # share of its square along the field itself
+    turn: float  # along the field with every vector turned by 90 degrees
+    smooth: float  # along blurs of the field, less the field
+    together: float  # in the span of these
+    rise: float  # of the logit, after a step along it of a tenth of the field's RMS
+
+    def __str__(self) -> str:
+        return (
+            f"of the gradient on generated flow, shrinking or growing is {self.shrink:.0%}, turning {self.turn:.0%}, "
+            f"smoothing {self.smooth:.0%}, all of them {self.together:.0%}; "
+            f"a step of a tenth of the flow's RMS along it raises the logit by {self.rise:.2g}"
+        )
+
+
+def direction(model: FlowDiscriminator, data: FlowData, fields: int = 256) -> Direction:
+    """Measure it on up to `fields` generated fields of `data`, evenly chosen."""
+    flow = data.flow[data.real == 0].float()
+    flow = flow[:: max(1, len(flow) // fields)][:fields]
+    logits, gradient = ascent(model, flow)
+    after = ascent(model, flow + step_along(gradient, flow))[0]
+    turned = torch.stack([-flow[:, 1], flow[:, 0]], dim=1)
+    blurs = [_low(flow, cells) - flow for cells in (2, 4, 8)]
+
+    def share(*basis: Tensor) -> float:
+        vectors = torch.stack([b.flatten(1) for b in basis], dim=2).double()
+        along, _ = torch.linalg.qr(
+            vectors + 1e-9 * torch.randn(vectors.shape, generator=torch.Generator().manual_seed(0))
+        )
+        whole = gradient.flatten(1).double()
+        inside = torch.einsum("bnk,bn->bk", along, whole).square().sum(1) / whole.square().sum(1)
+        return inside.median().item()
+
+    return Direction(
+        share(flow), share(turned), share(*blurs), share(flow, turned, *blurs), (after - logits).median().item()
+    )
+
+
+def ascent(model: FlowDiscriminator, flow: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [b] and their gradient by flow [b, 2, s, s]."""
+    flow = flow.clone().requires_grad_()
+    logits = model(flow)
+    return logits.detach(), torch.autograd.grad(logits.sum(), flow)[0]
+
+
+def step_along(gradient: Tensor, flow: Tensor, share: float = 0.1) -> Tensor:
+    """The step [b, 2, s, s] along a gradient whose RMS is this share of that of the flow."""
+    size = flow.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    return share * size * gradient / gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt().clamp_min(1e-12)
+
+
+def _low(flow: Tensor, cells: int) -> Tensor:
+    """Fields [b, 2, s, s] less what is finer than `cells` pixels."""
+    small = F.interpolate(flow, size=[side // cells for side in flow.shape[2:]], mode="bilinear", antialias=True)
+    return F.interpolate(small, size=flow.shape[2:], mode="bilinear")
+
+
+def falls(model: FlowDiscriminator, clips: Sequence[dict[str, Tensor]]) -> dict[str, Share]:
+    """By corruption: of how many of the clips (each as `corrupted_flow` gives it) the mean logit falls."""
+    logits = [{name: logits_of(model, flow).mean().item() for name, flow in clip.items()} for clip in clips]
+    names = [name for name in clips[0] if name]
+    return {name: Share(sum(of[name] < of[""] for of in logits), len(logits)) for name in names}
+
+
 def calibrate(model: FlowDiscriminator, data: FlowData) -> float:
     """Divide the discriminator's logits by one temperature, that of least cross-entropy on clips it was not trained on.
 
@@ -226,7 +374,7 @@ def calibrate(model: FlowDiscriminator, data: FlowData) -> float:
     0 and 1, where guidance has no gradient. Returns the temperature (Guo et al., ICML 2017).
     """
     logits, real = logits_of(model, data.flow), data.real
-    weight = class_weights(real)
+    weight = balance(data)
     losses = torch.stack([F.binary_cross_entropy_with_logits(logits / t, real, weight) for t in TEMPERATURES])
     temperature = TEMPERATURES[int(losses.argmin())].item()
     with torch.no_grad():

@@ -29,7 +29,7 @@ WEIGHTS_FILE = "model.safetensors"
 PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"}
 NORMALISATIONS = ["fixed", "magnitude"]
 LEAST_SLOPE = 0.5  # change of the prepared field over the frame's side below which it counts as rigid
-TIMM = "timm:"
+SCRATCH, TIMM = ["small", "conv"], "timm:"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -37,9 +37,9 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 class DiscriminatorConfig:
     """What it takes to rebuild a discriminator and to feed it the flow it was trained on."""
 
-    backbone: str = "small"  # "small", or "timm:NAME" for one of timm's ViTs
-    image_size: int = 64  # side of the square the ViT sees
-    patch_size: int = 8  # these five shape "small" only
+    backbone: str = "small"  # a ViT; "conv", or "timm:NAME" for one of timm's models
+    image_size: int = 64  # side of the square the backbone sees
+    patch_size: int = 8  # these five shape "small" only, width and dropout "conv" too
     width: int = 96
     depth: int = 4
     heads: int = 4
@@ -47,7 +47,7 @@ class DiscriminatorConfig:
     normalise: str = "magnitude"  # "fixed": divide by scale; "magnitude": by the field's own RMS
     scale: float = 0.02  # RMS of real flow, as a fraction of the frame's side
     floor: float = 0.002  # fields below this RMS count as still: noise is not blown up
-    slope: bool = False  # the ViT sees the logarithm of the field's slope too
+    slope: bool = False  # the backbone sees the logarithm of the field's slope too
     flow: str = "pyramid"  # the estimator it was trained with
     flow_size: int = 128  # side of the square frames it saw
     frame_rate: float = 8.0  # frames a second of the clips it saw
@@ -71,12 +71,12 @@ class DiscriminatorConfig:
             raise MotionPromptError(
                 f"image size {self.image_size} is not a multiple of the patch size {self.patch_size}; change one"
             )
-        if self.backbone != "small" and not self.backbone.startswith(TIMM):
-            raise unknown_name("discriminator backbone", self.backbone, ["small", f"{TIMM}NAME"])
+        if self.backbone not in SCRATCH and not self.backbone.startswith(TIMM):
+            raise unknown_name("discriminator backbone", self.backbone, [*SCRATCH, f"{TIMM}NAME"])
 
 
 class FlowDiscriminator(nn.Module):
-    """ViT over flow fields. Crop, resize and normalisation happen inside, so any frame size may be given.
+    """A backbone and a head over flow fields; crop, resize and normalisation happen inside, so any frame size will do.
 
     `pretrained` fills a timm backbone: True takes timm's own weights from the hub, a path reads a local
     file; False leaves it random (weights follow, or training from scratch).
@@ -86,8 +86,11 @@ class FlowDiscriminator(nn.Module):
         super().__init__()
         self.config = config
         self.project = nn.Conv2d(3 if config.slope else 2, 3, kernel_size=1)
+        width = config.width
         if config.backbone == "small":
-            self.backbone, width = SmallViT(config), config.width
+            self.backbone = SmallViT(config)
+        elif config.backbone == "conv":
+            self.backbone = SmallConv(config)
         else:
             self.backbone, width = _timm_vit(config, pretrained)
         self.head = nn.Sequential(
@@ -109,7 +112,7 @@ class FlowDiscriminator(nn.Module):
             return self.head(self.backbone(self.project(field))).squeeze(1)
 
     def prepare(self, flow: Tensor) -> Tensor:
-        """Flow [b, 2, h, w] in pixels -> the normalised field [b, 2, s, s] the ViT sees; s = image_size.
+        """Flow [b, 2, h, w] in pixels -> the normalised field [b, 2, s, s] the backbone sees; s = image_size.
 
         Displacements become fractions of the frame's side, so the same motion at two resolutions gives the
         same field. "magnitude" then divides by sqrt(rms^2 + floor^2): how far things move tells a clip's
@@ -180,6 +183,22 @@ class SmallViT(nn.Module):
         tokens = self.patches(image).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], dim=1)
         return self.encoder(tokens + self.positions)[:, 0]
+
+
+class SmallConv(nn.Sequential):
+    """Three convolutions, averaged over the image: images [b, 3, s, s] -> [b, width].
+
+    It knows a motion wherever it is, and learns that from far fewer clips than a ViT.
+    """
+
+    def __init__(self, config: DiscriminatorConfig) -> None:
+        half = max(1, config.width // 2)
+        super().__init__(
+            *(nn.Conv2d(3, half, 5, 2, padding=2), nn.GELU()),
+            *(nn.Conv2d(half, config.width, 3, 2, padding=1), nn.GELU()),
+            *(nn.Conv2d(config.width, config.width, 3, 2, padding=1), nn.GELU()),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(config.dropout)),
+        )
 
 
 def in_units_of_rms(field: Tensor, floor: float = DiscriminatorConfig.floor) -> Tensor:

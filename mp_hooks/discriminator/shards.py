@@ -27,13 +27,20 @@ from mp_hooks.discriminator.model import resize_flow
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.files import replacing
 from mp_hooks.flow import FlowEstimator, load_flow
-from mp_hooks.processes import processes
+from mp_hooks.processes import processes, shared
 
 PLAN_FILE, SKIPPED = "plan.json", ".skipped.txt"
 CLIPS_A_SHARD = 16
 # of a Clip; its class depends on the use
 CLIP_FIELDS = ("path", "source", "group", "container", "licence", "pair", "role")
-ALIKE = ("flow", "flow_size", "frame_rate", "max_interval", "equalise")  # what all fields of a training share
+ALIKE = (
+    "flow",
+    "flow_size",
+    "frame_rate",
+    "max_interval",
+    "equalise",
+    "corrupt",
+)  # what all fields of a training share
 
 
 @dataclass(frozen=True)
@@ -60,24 +67,18 @@ def extract(
 ) -> Extraction:
     """Write the flow of a folder or list of videos (see `find_clips`) to shards in `out`, where they are missing.
 
-    Several `processes` share the shards. Clips that cannot be read or do not move are left out and named, in
+    The shards are `shared` among processes. Clips that cannot be read or do not move are left out and named, in
     flow-NNNNN.skipped.txt too. Clips added to the folder since get new shards. Raises MotionPromptError when `out` was
     begun with other settings.
     """
     out, folder = Path(out), folder_of(Path(videos))
     clips = {clip.path: clip for clip in find_clips(videos, True, exclude)}
     shards = list(enumerate(_plan(out, list(clips), estimator, settings)))
-    launched = processes()
-    mine = [
-        (number, [clips[name] for name in names if name in clips])
-        for number, names in shards[launched.rank :: launched.world]
-        if not _shard(out, number).is_file()
-    ]
     done = extracted = 0
     began = time.monotonic()
-    with tqdm(total=sum(len(part) for _, part in mine), desc=f"flow ({estimator.name})", unit="clip") as bar:
-        for number, part in mine:
-            path = _shard(out, number)
+    with tqdm(total=len(clips), desc=f"flow ({estimator.name})", unit="clip") as bar:
+        for number, names in shared(shards, lambda shard: _shard(out, shard[0]).is_file(), out):
+            path, part = _shard(out, number), [clips[name] for name in names if name in clips]
             for left in out.glob(f".{path.stem}*"):  # by a run that was killed
                 left.unlink()
             skipped = []
@@ -105,7 +106,8 @@ def read_shards(folder: str | Path, real: bool, exclude: Sequence[str] = ()) -> 
     """All flow in a folder of shards, less the clips that match a glob. Raises MotionPromptError for a folder that is
     no such thing, is not finished or holds a damaged shard."""
     folder = Path(folder)
-    numbers = range(len(_read_plan(folder)["shards"]))
+    plan = _read_plan(folder)
+    numbers = range(len(plan["shards"]))
     if missing := [n for n in numbers if not _shard(folder, n).is_file()]:
         raise MotionPromptError(
             f"{len(missing)} of {len(numbers)} shards are missing in {folder}; run 'motionprompt flow extract' again"
@@ -116,7 +118,8 @@ def read_shards(folder: str | Path, real: bool, exclude: Sequence[str] = ()) -> 
         for record, flow in _examples(_shard(folder, number)):
             if any(fnmatch(name, glob) for name in (record["path"], *Path(record["path"]).parts) for glob in exclude):
                 continue
-            clip = Clip(real=real, **{field: record[field] for field in CLIP_FIELDS})
+            about = {field: record[field] for field in CLIP_FIELDS}
+            clip = Clip(real=real and not plan["corrupt"], corrupted=plan["corrupt"], **about)
             if not clips or clips[-1] != clip:
                 clips.append(clip)
                 facts.append(ClipFacts(**{field.name: record[field.name] for field in fields(ClipFacts)}))
@@ -173,18 +176,22 @@ def gather(
     settings: FlowSettings,
     exclude: Sequence[str] = (),
     weights: str | Path | None = None,
+    corrupted: str | Path | None = None,
 ) -> FlowData:
-    """`flow_of` real and of generated clips, in one."""
-    first, second = (
-        flow_of(videos, name == "real", cache / name, estimator, settings, exclude, weights)
-        for videos, name in ((real, "real"), (fake, "generated"))
-    )
-    return FlowData(
-        torch.cat([first.flow, second.flow]),
-        torch.cat([first.clip, second.clip + len(first.clips)]),
-        first.clips + second.clips,
-        first.facts + second.facts,
-    )
+    """`flow_of` real and of generated clips, and of real ones that are `corrupted`, in one."""
+    data = flow_of(real, True, cache / "real", estimator, settings, exclude, weights)
+    parts = [(fake, "generated", settings)]
+    if corrupted is not None:
+        parts.append((corrupted, "corrupted", replace(settings, corrupt=True)))
+    for videos, name, how in parts:
+        more = flow_of(videos, name == "corrupted", cache / name, estimator, how, exclude, weights)
+        data = FlowData(
+            torch.cat([data.flow, more.flow]),
+            torch.cat([data.clip, more.clip + len(data.clips)]),
+            data.clips + more.clips,
+            data.facts + more.facts,
+        )
+    return data
 
 
 def is_shards(folder: Path) -> bool:
@@ -216,10 +223,11 @@ def _plan(out: Path, names: list[str], estimator: FlowEstimator, settings: FlowS
 
 
 def _read_plan(folder: Path) -> dict:
+    """A plan of before `corrupt` was known is of clips as they are."""
     path = folder / PLAN_FILE
     try:
         plan = json.loads(path.read_text())
-        return {**plan, "shards": [list(shard) for shard in plan["shards"]]}
+        return {"corrupt": False, **plan, "shards": [list(shard) for shard in plan["shards"]]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MotionPromptError(f"{path} is no plan of flow shards; extract into an empty folder") from error
 

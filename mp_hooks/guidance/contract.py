@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,13 @@ class Anchor:
 
 
 class Host(ABC):
-    """The model that samples, as guidance sees it. Each answer comes from the host's own code."""
+    """The model that samples, as guidance sees it. Each answer comes from the host's own code.
+
+    view: side of the square of z0_hat, in latents, that each pair is decoded in, where whole frames would need too much
+    memory; None where they do not.
+    """
+
+    view: ClassVar[int | None] = None
 
     # --- text
 
@@ -86,8 +92,15 @@ class Host(ABC):
         """z0_hat [b, c, t, h, w] of the whole clip, in what the host's step returned; None where it is not told."""
         return None
 
+    def latent_frames(self, frames: int) -> int:
+        """Latent frames that the first `frames` of a clip lie in."""
+        return frames
+
     def sub_clip(self, step: Step, frames: range) -> Step | None:
-        """The same step of these frames alone, branches without T the whole clip's; None where no part can be had."""
+        """The same step of these latent frames alone, as a clip; None where no part can be had.
+
+        Branches without T are the whole clip's.
+        """
         return None
 
     def in_float32(self, step: Step) -> Step:

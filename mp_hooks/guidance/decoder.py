@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from mp_hooks.errors import MotionPromptError
+from mp_hooks.guidance.contract import Step
 
 CHANNELS = 4  # of Stable Diffusion's latents
 HUB = {"taesd": "madebyollin/taesd"}  # name: repository of its weights
@@ -16,7 +17,7 @@ HUB = {"taesd": "madebyollin/taesd"}  # name: repository of its weights
 class TinyDecoder(nn.Module):
     """TAESD's decoder (github.com/madebyollin/taesd), which approximates that of Stable Diffusion 1's VAE.
 
-    For hosts with those latents. Raises MotionPromptError where diffusers or the weights cannot be had.
+    For hosts with those latents, see `fits`. Raises MotionPromptError where diffusers or the weights cannot be had.
     """
 
     def __init__(self, weights: str | Path | None) -> None:
@@ -44,12 +45,12 @@ class TinyDecoder(nn.Module):
             ) from error
         self.decoder = net.decoder.float().eval().requires_grad_(False)
 
+    @staticmethod
+    def fits(step: Step) -> bool:
+        """Whether the latents of this step may be Stable Diffusion's: four channels, one latent frame a frame."""
+        return step.latents.shape[1:3] == (CHANNELS, step.frames)
+
     def forward(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
         """z0_hat [b, 4, t, h, w] -> its named frames as pixels [b, 3, n, 8 h, 8 w] in about [-1, 1]."""
-        if clean.shape[1] != CHANNELS:
-            raise MotionPromptError(
-                f"the tiny decoder is for Stable Diffusion's latents of {CHANNELS} channels, and this host's have "
-                f"{clean.shape[1]}; leave it out (preset 'balanced' has none)"
-            )
         latents = clean[:, :, list(frames)].transpose(1, 2)
         return self.decoder(latents.flatten(0, 1)).unflatten(0, latents.shape[:2]).transpose(1, 2)

@@ -26,7 +26,7 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "status_alloc_failed"
 class Economy:
     """Which policy of `POLICIES` guided steps keep to: the configured one, or the cheapest that fits, chosen once.
 
-    After an out-of-memory it is a stricter one, and after the strictest a part of the clip.
+    Where none fits, and after an out-of-memory under the strictest, updates look at a part of the clip.
     """
 
     def __init__(self, checkpointing: str) -> None:
@@ -38,7 +38,7 @@ class Economy:
         levels, size = self._levels.setdefault(host, {}), step.latents.shape
         if size not in levels and self._asked == "auto":
             weights = [weight for module in host.modules() for weight in module.parameters()]
-            levels[size] = choose(rehearse, host.blocks(), weights, free_memory(step.latents.device))
+            levels[size] = choose(rehearse, host.blocks(), weights, lambda: free_memory(step.latents.device))
         level = levels.setdefault(size, self._asked)
         return "all" if level == SUB_CLIP else level
 
@@ -79,18 +79,21 @@ def checkpointed(blocks: dict[str, list[nn.Module]], policy: str) -> Iterator[No
         hooks.remove()
 
 
-def choose(forward: Callable[[], Any], blocks: dict[str, list[nn.Module]], weights: Iterable[Tensor], free: int) -> str:
-    """The cheapest policy under which what the pass `forward` keeps fits into `free` bytes; "all" if none does.
+def choose(
+    forward: Callable[[], Any], blocks: dict[str, list[nn.Module]], weights: Iterable[Tensor], free: Callable[[], int]
+) -> str:
+    """The cheapest policy under which what the pass `forward` keeps fits into the `free` bytes; else a sub-clip.
 
-    The pass is made once, and nothing of it is kept.
+    The pass is made once, and nothing of it is kept. What is free is asked then: offloaded weights have come by now.
     """
     kept = _kept(forward, blocks, weights)
+    room = free()
     for policy, kinds in POLICIES.items():
         again = max((size for kind in kinds for size in kept.largest[kind]), default=0)
         needed = sum(kept.inputs[kind] if kind in kinds else size for kind, size in kept.inside.items()) + again
-        if MARGIN * needed <= free:
+        if MARGIN * needed <= room:
             return policy
-    return "all"
+    return SUB_CLIP
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mp_hooks.hooks import Hooks
+
+PLAIN = (nn.Parameter, Tensor)
 HALF = (torch.float16, torch.bfloat16)
 SCALE_BACKOFF = 2.0**-4  # after a float16 gradient that was not finite; few updates, so few steps down
 
@@ -30,20 +33,66 @@ def frozen(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
-def weights_in_float32(*modules: nn.Module) -> Iterator[None]:
+def weights_in_float32(*modules: nn.Module, blocks: Iterable[nn.Module] = ()) -> Iterator[None]:
     """Weights of `modules` in half precision are float32 inside; the very ones are back afterwards.
 
-    Weights that are offloaded layer by layer (on "meta") stay as they are: they come in when a layer is called.
+    Those in `blocks` only while a block is called, so that where blocks are computed again one's are at a time.
+    Embeddings' never are: their rows are made float32 as they are looked up. Between calls such weights are NaN of no
+    size, so that none is misread. Not for modules that are `fixed`.
     """
-    weights = {id(one): one for module in modules for one in (*module.parameters(), *module.buffers())}.values()
-    own = [(weight, weight.data) for weight in weights if weight.dtype in HALF and not weight.is_meta]
-    for weight, values in own:
-        weight.data = values.float()
+    own = {id(weight): (weight, weight.data) for weight in _weights(*modules) if weight.dtype in HALF}
+    tables = [part for module in modules for part in module.modules() if isinstance(part, nn.Embedding)]
+    hooks = Hooks()
+    apart: set[int] = set()  # weights that are there only during calls
+
+    def around(owner: nn.Module, kind: torch.dtype | None) -> None:
+        """Let its weights be there, in this type or their own, while it is called."""
+        inside = [own[id(weight)] for weight in _weights(owner) if id(weight) in own]
+
+        def call(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            between = [(weight, weight.data) for weight, _ in inside]
+            for weight, values in inside:
+                weight.data = values.to(weight.device, kind)
+            try:
+                return original(*args, **kwargs)
+            finally:
+                for weight, nothing in between:
+                    weight.data = nothing
+
+        apart.update(id(weight) for weight, _ in inside)
+        hooks.wrap(owner, "forward", call, inside=True)  # of checkpointing, so that it holds when computed again
+
     try:
+        for table in tables:
+            around(table, None)
+            hooks.wrap(table, "forward", lambda original, *args, **kwargs: original(*args, **kwargs).float())
+        for block in blocks:
+            around(block, torch.float32)
+        for key, (weight, values) in own.items():
+            nothing = values.new_full((), torch.nan, dtype=torch.float32).expand_as(values)
+            weight.data = nothing if key in apart else values.float()
         yield
     finally:
-        for weight, values in own:
+        hooks.remove()
+        for weight, values in own.values():
             weight.data = values
+
+
+def fixed(module: nn.Module) -> bool:
+    """Whether its weights' type is not ours to change: they come in as a layer is called, or are quantised.
+
+    Accelerate's sequential offloading leaves them on "meta", diffusers' by groups hooks; quantised ones have a type of
+    their own (torchao's, GGUF's, bitsandbytes').
+    """
+    registries = (vars(part).get("_diffusers_hook") for part in module.modules())
+    grouped = any(registry is not None and registry.get_hook("group_offloading") for registry in registries)
+    return grouped or any(weight.is_meta or type(weight) not in PLAIN for weight in _weights(module))
+
+
+def _weights(*modules: nn.Module) -> Iterator[Tensor]:
+    for module in modules:
+        yield from module.parameters()
+        yield from module.buffers()
 
 
 @contextmanager

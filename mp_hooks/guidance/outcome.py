@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 NOT_FINITE, OUT_OF_MEMORY, OTHER_TEXT = "not finite", "out of memory", "other text"  # why a step was not guided
 
 CAUSES = {
@@ -24,7 +26,8 @@ class Outcome:
 
     steps: that the host took. guided: of them, with optimised tokens. unguided: those that should have been, by reason.
     updates: of single samples' tokens; of them, skipped were not finite, and still had no gradient from the motion
-    terms. lost: words of the prompt that made room.
+    terms. compared: guided steps of single samples whose loss on fixed pairs was measured; of them, it fell in fell.
+    lost: words of the prompt that made room. half: whether updates that were to be in float32 were not.
     """
 
     steps: int = 0
@@ -33,13 +36,21 @@ class Outcome:
     updates: int = 0
     skipped: int = 0
     still: int = 0
+    compared: int = 0
+    fell: int = 0
     lost: int = 0
+    half: bool = False
 
     def count_updates(self, samples: int, *, skipped: int, still: int) -> None:
         """Count one update of `samples` samples' tokens."""
         self.updates += samples
         self.skipped += skipped
         self.still += still
+
+    def count_descent(self, before: Tensor, after: Tensor) -> None:
+        """Count a guided step whose loss on fixed pairs was `before` [b] its updates and `after` them."""
+        self.compared += len(before)
+        self.fell += int((after < before).sum())
 
     def record(self) -> dict[str, Any]:
         """For the trace."""
@@ -49,6 +60,8 @@ class Outcome:
             "unguided": sum(self.unguided.values()),
             "skipped": self.skipped,
             "still": self.still,
+            "compared": self.compared,
+            "fell": self.fell,
         }
 
     def silence(self) -> str:
@@ -79,4 +92,14 @@ class Outcome:
             told.append(f"{self.skipped} token updates were not finite and were skipped")
         if self.still:
             told.append(f"{self.still} of {self.updates} token updates had no gradient of the motion terms")
+        if self.half:
+            told.append(
+                "updates were computed in half precision, in which gradients may point elsewhere, as weights are "
+                "quantised or offloaded layer by layer; offload whole models instead (enable_model_cpu_offload)"
+            )
+        if self.compared and 2 * self.fell <= self.compared:
+            told.append(
+                f"the loss on fixed frame pairs fell in {self.fell} of {self.compared} guided steps only: the updates "
+                "do not descend; a smaller --mp-relative-rate takes smaller steps"
+            )
         return told

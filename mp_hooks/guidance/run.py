@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +27,7 @@ from mp_hooks.guidance.numerics import (
     all_finite,
     deterministic,
     eager,
+    fixed,
     frozen,
     full_float32,
     full_precision,
@@ -36,7 +38,7 @@ from mp_hooks.guidance.numerics import (
 )
 from mp_hooks.guidance.objective import VARIATIONS, Objective
 from mp_hooks.guidance.outcome import NOT_FINITE, OTHER_TEXT, OUT_OF_MEMORY, Outcome
-from mp_hooks.guidance.schedule import guided_window
+from mp_hooks.guidance.schedule import dearest_pair, guided_window
 from mp_hooks.guidance.tokens import same_rows
 from mp_hooks.guidance.trace import Trace, record_of
 
@@ -154,7 +156,10 @@ class Run:
         optimizer.tokens, optimizer.initial = optimizer.tokens.to(device), optimizer.initial.to(device)
         with random_state_kept(device), deterministic(self.config.deterministic):
             with self._precision(step) as precise, saved_as_they_are(), torch.enable_grad():
-                optimizer.optimise(precise, self.record)
+                descent = optimizer.optimise(precise, self.record)
+            if descent is not None:
+                self.method.trace.write("descent", run=self.number, **descent.record())
+                self.outcome.count_descent(descent.before, descent.after)
             with torch.no_grad():
                 conditioning = optimizer.encode(optimizer.tokens).to(step.conditioning)
         # never hand the host a NaN: such a sample is stepped with its own prompt
@@ -195,6 +200,7 @@ class Run:
                 break
             self._tell(f"out of memory at guided step {step.index}; from now on: {stricter}")
             self.method.trace.write("tightened", run=self.number, step=step.index, to=stricter)
+            self._look_at_what_fits(step)
         self._ended = reason == OUT_OF_MEMORY
         self.outcome.unguided[reason] += 1
         self.method.trace.write("unguided", run=self.number, step=step.index, reason=reason)
@@ -207,10 +213,7 @@ class Run:
             with self.host.guided_step(step), frozen(modules), eager(modules):
                 if not self.text_is_known(step):
                     return None, OTHER_TEXT
-                policy = self.method.economy.policy(self.host, step, lambda: self._rehearse(step))
-                if self.method.economy.asks_sub_clip(self.host, step):
-                    self.optimizer.sub_clip = self.optimizer.sub_clip or SUB_CLIP_FRAMES
-                with checkpointed(self.host.blocks(), policy):
+                with checkpointed(self.host.blocks(), self._policy(step)):
                     result = self.host.step_with(step, self.conditioning(step))
             return (result, "") if self.is_finite(result) else (None, NOT_FINITE)
         except Exception as error:
@@ -220,33 +223,55 @@ class Run:
         torch.cuda.empty_cache()
         return None, OUT_OF_MEMORY
 
+    def _policy(self, step: Step) -> str:
+        """Which blocks are computed again; where that does not suffice, updates look at a sub-clip."""
+        before = self.optimizer.sub_clip
+        policy = self.method.economy.policy(self.host, step, lambda: self._rehearse(step))
+        self._look_at_what_fits(step)
+        if self.optimizer.sub_clip != before:
+            self._tell(f"memory does not suffice for the clip at guided step {step.index}: updates look at a sub-clip")
+        return policy
+
+    def _look_at_what_fits(self, step: Step) -> None:
+        if self.method.economy.asks_sub_clip(self.host, step):
+            self.optimizer.sub_clip = self.optimizer.sub_clip or SUB_CLIP_FRAMES
+
     @contextmanager
     def _precision(self, step: Step) -> Iterator[Step]:
         """The step as updates compute it: its VAE in float32, and all else if so configured, or if it is bfloat16.
 
-        Gradients in bfloat16, unlike those in float16, are often not near those in float32 (docs/hosts.md).
+        Gradients in bfloat16, unlike those in float16, are often not near those in float32 (docs/hosts.md). Weights
+        that come and go with each layer's call, or are quantised, stay what they are.
         """
         bfloat16 = step.latents.dtype == torch.bfloat16
-        if self.config.precision == "float32" or (self.config.precision == "auto" and bfloat16):
+        wanted = self.config.precision == "float32" or (self.config.precision == "auto" and bfloat16)
+        unchanged = {module for module in self.host.modules() if fixed(module)}
+        self.outcome.half = self.outcome.half or (wanted and bool(unchanged))
+        if wanted and not unchanged:
+            blocks = [block for kind in self.host.blocks().values() for block in kind]
             with (
-                weights_in_float32(*self.host.modules()),
+                weights_in_float32(*self.host.modules(), blocks=blocks),
                 full_float32(),
                 torch.autocast(step.latents.device.type, enabled=False),
             ):
                 yield self.host.in_float32(step)
         else:
-            with weights_in_float32(self.host.vae()), full_float32():
+            with weights_in_float32(*({self.host.vae()} - unchanged)), full_float32():
                 yield step
 
     def _rehearse(self, step: Step) -> None:
-        """The forward pass of an update, without moving anything: to see what it keeps."""
+        """The forward pass of an update at the dearest pairs, without moving anything: to see what it keeps."""
         optimizer = self.optimizer
         generator, optimizer.generator = optimizer.generator, torch.Generator().manual_seed(0)
         try:
             with random_state_kept(step.latents.device), self._precision(step) as precise:
                 part, _ = optimizer.looked_at(precise)
                 tokens = optimizer.tokens.detach().to(step.latents.device).requires_grad_()
-                optimizer.loss(part, tokens, optimizer.draw_pairs(part))
+                pairs = optimizer.draw_pairs(part)
+                if self.host.view is not None:  # elsewhere all pairs cost the same
+                    dearest = dearest_pair(part.frames, self.config.max_interval, self.host.latent_frames)
+                    pairs = replace(pairs, frames=dearest.expand_as(pairs.frames))
+                optimizer.loss(part, tokens, pairs)
         finally:
             optimizer.generator = generator
 

@@ -29,8 +29,9 @@ class Trace:
     """JSON-lines writer, a line per record, written line by line so that a killed run keeps what it did.
 
     Records: {"event": "run", ...} once a run, {"event": "iteration", ...} per iteration (lists hold a value per
-    sample). A path of None writes nothing. Processes that run at the same time may have one path: each appends lines
-    with its rank and process number, and only the first of them begins the file anew.
+    sample), {"event": "descent", ...} per guided step where the loss on fixed pairs is compared. A path of None writes
+    nothing. Processes that run at the same time may have one path: each appends lines with its rank and process
+    number, and only the first of them begins the file anew.
     """
 
     def __init__(self, path: str | Path | None) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.patching.checkout import locked
-from mp_hooks.patching.manifest import Manifest
+from mp_hooks.patching.manifest import Upstream
 
-# LaVie and DynamiCrafter carry tens of MB of demo media that no code reads.
-_WANTED = ["/*", "!*.gif", "!*.mp4"]
+# LaVie and DynamiCrafter carry tens of MB of demo media that no code reads, ComfyUI a tokenizer of 9 MB for models that
+# have no adapter here.
+_WANTED = ["/*", "!*.gif", "!*.mp4", "!/comfy/text_encoders/llama_tokenizer/tokenizer.json"]
 
 
 def is_present(folder: Path) -> bool:
@@ -22,8 +23,8 @@ def is_present(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
 
 
-def fetch(manifest: Manifest, folder: Path, timeout: float | None = None) -> None:
-    """Put the pinned commit of `manifest` into `folder`, unless something is there already.
+def fetch(upstream: Upstream, folder: Path, timeout: float | None = None) -> None:
+    """Put the pinned commit of `upstream` into `folder`, unless something is there already.
 
     Built beside `folder` and renamed onto it, so that an interrupted fetch never looks like a checkout; what a killed
     one has left beside it is removed. timeout: seconds for each of git's steps. Raises MotionPromptError with git's own
@@ -38,7 +39,7 @@ def fetch(manifest: Manifest, folder: Path, timeout: float | None = None) -> Non
                 shutil.rmtree(left, ignore_errors=True)
             building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
             try:
-                _get(manifest, building, timeout)
+                _get(upstream, building, timeout)
                 # Renaming onto an empty folder succeeds; onto a checkout that came meanwhile, it must not.
                 building.rename(folder)
             finally:
@@ -47,18 +48,18 @@ def fetch(manifest: Manifest, folder: Path, timeout: float | None = None) -> Non
         if is_present(folder):
             return
         raise MotionPromptError(
-            f"could not get {manifest.title} from {manifest.url} ({error}); "
-            f"clone it yourself and run: mp-patch {manifest.name} --repo DIR"
+            f"could not get {upstream.title} from {upstream.url} ({error}); "
+            f"clone it yourself and run: mp-patch {upstream.name} --repo DIR"
         ) from error
 
 
-def _get(manifest: Manifest, folder: Path, timeout: float | None) -> None:
+def _get(upstream: Upstream, folder: Path, timeout: float | None) -> None:
     folder.chmod(0o755)
     _git(folder, "init", "--quiet", timeout=timeout)
-    _git(folder, "remote", "add", "origin", manifest.url, timeout=timeout)
+    _git(folder, "remote", "add", "origin", upstream.url, timeout=timeout)
     _git(folder, "sparse-checkout", "set", "--no-cone", *_WANTED, timeout=timeout)
-    _git(folder, "fetch", "--quiet", "--depth=1", "--filter=blob:none", "origin", manifest.commit, timeout=timeout)
-    _git(folder, "-c", "advice.detachedHead=false", "checkout", "--quiet", manifest.commit, timeout=timeout)
+    _git(folder, "fetch", "--quiet", "--depth=1", "--filter=blob:none", "origin", upstream.commit, timeout=timeout)
+    _git(folder, "-c", "advice.detachedHead=false", "checkout", "--quiet", upstream.commit, timeout=timeout)
 
 
 class _GitError(Exception):

@@ -47,11 +47,10 @@ class Script:
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """A host: where its pinned upstream is had, where it is put, what is edited and how it is run.
+class Upstream:
+    """A host: where its pinned code is had, where it is put and how it is run.
 
     folder: the submodule, relative to the repository. run: the command to show, relative to the checkout.
-    script: the arguments of the entry that is edited.
     """
 
     name: str
@@ -60,6 +59,12 @@ class Manifest:
     commit: str
     folder: str
     run: str
+
+
+@dataclass(frozen=True)
+class Manifest(Upstream):
+    """A host with scripts: what is edited, and the arguments of the entry that is."""
+
     script: Script
     files: tuple[PatchedFile, ...]
 
@@ -77,9 +82,9 @@ def source_root() -> Path | None:
     return None if (_PACKAGE / "_patches").is_dir() or not (root / "patches").is_dir() else root
 
 
-def default_checkout(manifest: Manifest) -> Path:
+def default_checkout(upstream: Upstream) -> Path:
     """Where the host goes without --repo: third_party/ of the repository, of the current folder for a wheel."""
-    return (source_root() or Path.cwd()) / manifest.folder
+    return (source_root() or Path.cwd()) / upstream.folder
 
 
 def names() -> list[str]:
@@ -109,9 +114,14 @@ def read(path: Path) -> Manifest:
         raise MotionPromptError(f"faulty manifest {path}: {error}") from error
 
 
-def _patches() -> Path:
+def packaged(folder: str) -> Path:
+    """A folder at the top of the repository, which a wheel holds inside the package."""
     root = source_root()
-    return root / "patches" if root else _PACKAGE / "_patches"
+    return root / folder if root else _PACKAGE / f"_{folder}"
+
+
+def _patches() -> Path:
+    return packaged("patches")
 
 
 def _manifest(tree: Any) -> Manifest:

@@ -277,7 +277,7 @@ class DifferencesRun(Run):
         self.slopes: list[tuple[float, float]] = []
 
     def conditioning(self, step: Step) -> Tensor:
-        optimizer, pairs, width = self.optimizer, Pairs(torch.tensor([[0, step.frames - 1]]), torch.zeros(1)), 1e-6
+        optimizer, pairs, width = self.optimizer, Pairs(torch.tensor([[0, step.frames - 1]]), torch.zeros(1, 2)), 1e-6
         start = self.tokens.double().requires_grad_()
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
             _, motion, pull = optimizer.gradient(step, start, pairs, scale=1.0)

@@ -96,10 +96,17 @@ class LVDMCase(HostCase):
 
 
 def narrow(config: Any, clip: str = CLIP, width: int = 64) -> Any:
-    """A host's configuration with few channels and blocks and a CLIP of ours with text of `width`; changed in place."""
+    """A host's configuration with few levels, blocks and channels and a CLIP of ours, its text of `width`, in place."""
     params = config.model.params
-    params.unet_config.params.update(model_channels=32, num_res_blocks=1, num_head_channels=16, context_dim=width)
-    params.first_stage_config.params.ddconfig.update(ch=32, num_res_blocks=1)
+    params.unet_config.params.update(
+        model_channels=32,
+        channel_mult=[1, 2, 2],
+        attention_resolutions=[4, 2, 1],
+        num_res_blocks=1,
+        num_head_channels=16,
+        context_dim=width,
+    )
+    params.first_stage_config.params.ddconfig.update(ch=32, ch_mult=[1, 1, 1, 1], num_res_blocks=1)
     for stage in ("cond_stage_config", "img_cond_stage_config", "cond_img_config"):
         if stage in params:
             kind = params[stage].target.rpartition(".")[2]

@@ -15,18 +15,24 @@ from mp_hooks.errors import MotionPromptError
 from mp_hooks.guidance import Step
 from mp_hooks.guidance.tokens import TextInput
 
+AROUND = 2  # latent frames on each side of those that the frames asked for lie in
+
 
 class LTX(BatchedGuidance):
     """Packed latents, flow matching, T5 with a mask, a VAE that sees both ways in time.
 
     The text rows of the contract carry the mask as their last column, so that a conditioning and its mask stay
-    together. No part of the clip can be decoded exactly: all of it is decoded, then the frames are taken. Where the
-    VAE is conditioned on a time step, the decoding has the pipeline's step but not its noise.
+    together. No part of the clip can be decoded exactly: what is decoded are the latent frames of the frames asked for
+    and `AROUND` on each side. Where the VAE is conditioned on a time step, the decoding has the pipeline's step but not
+    its noise.
     """
 
     name = "diffusers-ltx"
     pipeline = "LTXPipeline"
-    attention_blocks = ("LTXVideoTransformerBlock",)
+    attention_blocks = ("LTXVideoTransformerBlock", "T5Block")
+    other_blocks = ("LTXVideoResnetBlock3d",)
+    view = 32
+    parts = True  # positions are relative
 
     def prompts(self, call: dict[str, Any]) -> list[str] | None:
         prompts = super().prompts(call)
@@ -54,6 +60,12 @@ class LTX(BatchedGuidance):
     def text_arguments(self, rows: Tensor, frames: int) -> dict[str, Tensor]:
         return {"encoder_hidden_states": rows[..., :-1], "encoder_attention_mask": rows[..., -1]}
 
+    def branch_arguments(self, step: Step, rows: Tensor) -> dict[str, Any]:
+        return super().branch_arguments(step, rows) | {"num_frames": step.latents.shape[2]}
+
+    def latent_frames(self, frames: int) -> int:
+        return -(-(frames - 1) // self.host.vae_temporal_compression_ratio) + 1
+
     def clip_frames(self, latents: Tensor) -> int:
         return (latents.shape[2] - 1) * self.host.vae_temporal_compression_ratio + 1
 
@@ -78,13 +90,16 @@ class LTX(BatchedGuidance):
         return mask_counts(self.host, tokens)
 
     def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
-        vae = self.host.vae
+        vae, factor = self.host.vae, self.host.vae_temporal_compression_ratio
+        first = max(-(-min(frames) // factor) - AROUND, 0)
+        clean = clean[:, :, first : -(-max(frames) // factor) + AROUND + 1]
         latents = self.host._denormalize_latents(clean, vae.latents_mean, vae.latents_std, vae.config.scaling_factor)
         timestep = None
         if vae.config.timestep_conditioning:
             timestep = torch.as_tensor(self.arguments["decode_timestep"], dtype=vae.dtype, device=clean.device)
             timestep = timestep.expand(len(clean))
-        return vae.decode(latents.to(vae.dtype), timestep, return_dict=False)[0][:, :, list(frames)]
+        decoded = vae.decode(latents.to(vae.dtype), timestep, return_dict=False)[0]
+        return decoded[:, :, [frame - first * factor for frame in frames]]  # the first of all decodes to one frame
 
 
 def with_mask(rows: Tensor, mask: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ class Call:
     """One call of the denoiser.
 
     negative: the unconditional branch's text rows [b, l, d], None without classifier-free guidance. unconditional: that
-    branch's output [b, c, t, h, w] once it is known. first: the frame of the clip that the latents begin with. kind:
+    branch's output [b, c, t, h, w] once it is known. first: the clip's latent frame that the latents begin with. kind:
     the type of what the denoiser returned.
     """
 
@@ -46,6 +46,7 @@ class DiffusersPipeline(Adapter):
     denoiser: ClassVar[str] = "transformer"
     latents_argument: ClassVar[str] = "hidden_states"
     copies_argument: ClassVar[str | None] = "num_videos_per_prompt"  # of the pipeline's call, None where it heeds none
+    parts: ClassVar[bool] = False  # whether some of the clip's latent frames alone are a clip to the denoiser
 
     # --- what pipelines differ in
 
@@ -72,6 +73,9 @@ class DiffusersPipeline(Adapter):
     def clip_frames(self, latents: Tensor) -> int:
         """Frames of the clip that latents [b, c, t, h, w] decode to."""
         return (latents.shape[2] - 1) * self.host.vae_scale_factor_temporal + 1
+
+    def latent_frames(self, frames: int) -> int:
+        return -(-(frames - 1) // self.host.vae_scale_factor_temporal) + 1
 
     def scale(self, step: Step) -> float:
         """The guidance scale of this step."""
@@ -177,9 +181,18 @@ class DiffusersPipeline(Adapter):
         tensors = {"latents": full_precision(step.latents), "conditioning": full_precision(step.conditioning)}
         return replace(step, **tensors, call=replace(step.call, unconditional=None))
 
+    def sub_clip(self, step: Step, frames: range) -> Step | None:
+        if not self.parts:
+            return None
+        part = slice(frames.start, frames.stop)
+        unconditional = self.unconditional(step)[:, :, part] if self.do_classifier_free_guidance else None
+        call = Call(step.call.arguments, step.call.negative, unconditional, first=frames.start)
+        latents = step.latents[:, :, part]
+        return replace(step, latents=latents, frames=self.clip_frames(latents), call=call)
+
     @contextmanager
     def guided_step(self, step: Step) -> Iterator[None]:
-        with super().guided_step(step), wrappers_off(self.host), staying(self.modules()):
+        with super().guided_step(step), wrappers_off(self.host), staying(self.modules()), own_attention(self.network):
             yield
 
     def predict_clean(self, step: Step, conditioning: Tensor) -> Tensor:
@@ -233,6 +246,23 @@ def wrappers_off(pipe: Any) -> Iterator[None]:
 
 
 @contextmanager
+def own_attention(network: nn.Module) -> Iterator[None]:
+    """Inside, attention is torch's own, whatever backend diffusers was told to take: not all have a backward pass."""
+    try:
+        from diffusers.models.attention_dispatch import attention_backend
+    except ImportError:  # before diffusers 0.35, which has one
+        yield
+        return
+    processors = [getattr(part, "processor", None) for part in network.modules()]
+    with ExitStack() as stack:
+        for processor in processors:
+            if getattr(processor, "_attention_backend", None) is not None:
+                stack.enter_context(swapped(processor, "_attention_backend", None))
+        stack.enter_context(attention_backend("native"))
+        yield
+
+
+@contextmanager
 def staying(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Whole models that accelerate offloads (enable_model_cpu_offload) stay on the device once they are called.
 
@@ -281,11 +311,10 @@ class BatchedGuidance(DiffusersPipeline):
 class SingleFrames(BatchedGuidance):
     """Those whose VAE knows single frames: a frame of latents is a frame of the clip, and any sub-clip will do."""
 
+    parts = True
+
     def clip_frames(self, latents: Tensor) -> int:
         return latents.shape[2]
 
-    def sub_clip(self, step: Step, frames: range) -> Step | None:
-        part = slice(frames.start, frames.stop)
-        unconditional = self.unconditional(step)[:, :, part] if self.do_classifier_free_guidance else None
-        call = Call(step.call.arguments, step.call.negative, unconditional, first=frames.start)
-        return replace(step, latents=step.latents[:, :, part], frames=len(frames), call=call)
+    def latent_frames(self, frames: int) -> int:
+        return frames

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from mp_hooks.backbones.base import Site
-from mp_hooks.backbones.diffusers.pipeline import Call, DiffusersPipeline
+from mp_hooks.backbones.diffusers.causal import warmed
+from mp_hooks.backbones.diffusers.pipeline import Call, DiffusersPipeline, uncompiled
 from mp_hooks.backbones.diffusers.text import mask_counts, t5_text
 from mp_hooks.guidance import Step
 from mp_hooks.guidance.numerics import all_finite
@@ -22,12 +23,16 @@ class Wan(DiffusersPipeline):
 
     A step is guided at its conditional call, the first of the two; the second is answered with the branch that the
     updates computed. The VAE decodes latent frames one after the other: what is decoded is the shortest prefix that
-    holds the frames asked for. Of Wan 2.2's two transformers, only the one for high noise is guided.
+    holds the frames asked for, without a gradient to latent frames before them. Of Wan 2.2's two transformers, only the
+    one for high noise is guided.
     """
 
     name = "diffusers-wan"
     pipeline = "WanPipeline"
-    attention_blocks = ("WanTransformerBlock",)
+    attention_blocks = ("WanTransformerBlock", "UMT5Block")
+    other_blocks = ()  # the VAE's change their cache: not to be computed twice
+    view = 28
+    parts = True  # positions are relative
 
     def begin(self) -> None:
         self._conditional = False
@@ -64,6 +69,18 @@ class Wan(DiffusersPipeline):
         self._step = step
         return self.returned(step, self.branch(step, conditioning))
 
+    def branch_arguments(self, step: Step, rows: Tensor) -> dict[str, Any]:
+        own, timestep = super().branch_arguments(step, rows), step.call.arguments.arguments["timestep"]
+        if timestep.ndim == 2:  # one a patch (Wan 2.2's 5B model), alike in all frames
+            _, high, wide = self.network.config.patch_size
+            frames, height, width = step.latents.shape[2:]
+            own["timestep"] = timestep[:, : frames * (height // high) * (width // wide)]
+        return own
+
+    def clean_in(self, step: Step, result: Any) -> Tensor:
+        unconditional = self.unconditional(step) if self.do_classifier_free_guidance else None
+        return self.clean(step, self.unpack(result[0], step.call.arguments.arguments), unconditional)
+
     @property
     def text(self) -> TextInput:
         return t5_text(self.host)
@@ -77,10 +94,11 @@ class Wan(DiffusersPipeline):
 
     def decode(self, clean: Tensor, frames: Sequence[int]) -> Tensor:
         vae = self.host.vae
-        needed = -(-max(frames) // self.host.vae_scale_factor_temporal) + 1
+        first, last = (-(-frame // self.host.vae_scale_factor_temporal) for frame in (min(frames), max(frames)))
         mean, deviation = (
             torch.tensor(values, dtype=clean.dtype, device=clean.device).view(1, -1, 1, 1, 1)
             for values in (vae.config.latents_mean, vae.config.latents_std)
         )
-        latents = clean[:, :, :needed] * deviation + mean
-        return vae.decode(latents.to(vae.dtype), return_dict=False)[0][:, :, list(frames)]
+        latents = clean[:, :, : last + 1] * deviation + mean
+        with warmed(uncompiled(vae).decoder, pieces=last + 1, first=first):
+            return vae.decode(latents.to(vae.dtype), return_dict=False)[0][:, :, list(frames)]

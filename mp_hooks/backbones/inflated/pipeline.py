@@ -47,9 +47,12 @@ class InflatedStableDiffusion(SingleFrames):
         """The host's own keeps the matrix; layers in time, whose matrices are small, may have another function."""
 
         def attend(_original: Any, layer: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any = None) -> Tensor:
-            mask = None if mask is None else mask[None]
-            output = F.scaled_dot_product_attention(query[None], key[None], value[None], mask, scale=layer.scale)
-            return layer.reshape_batch_dim_to_heads(output[0])
+            # heads apart, as CUDA's kernels take no more than 65,535 of either and a clip has many places
+            given = (
+                each if each is None else each.unflatten(0, (-1, layer.heads)) for each in (query, key, value, mask)
+            )
+            output = F.scaled_dot_product_attention(*given, scale=layer.scale)
+            return layer.reshape_batch_dim_to_heads(output.flatten(0, 1))
 
         for kind in {type(layer) for layer in self.host.unet.modules() if type(layer).__name__ == "CrossAttention"}:
             hooks.wrap(kind, "_attention", attend)

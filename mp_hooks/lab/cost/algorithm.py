@@ -85,6 +85,7 @@ def cost(full: FullSize, config: MotionPromptConfig) -> Cost:
     adapter = backbones.adapter_for(full.host)
     adapter.apply(method)
     adapter.arguments = full.arguments
+    adapter.begin()
 
     def counted(compute: Callable[[], Any]) -> Count:
         method.meter, method.saved = Meter(), Counter()
@@ -92,8 +93,8 @@ def cost(full: FullSize, config: MotionPromptConfig) -> Cost:
             compute()
         return Count(meter.flops, meter.peak, meter.at_peak, method.saved)
 
-    def step() -> Any:
-        return getattr(*adapter.step_site())(*full.call, **full.options)
+    def step() -> None:
+        getattr(*adapter.step_site())(*full.call, **full.options)
 
     sites = {"encode": "text", "predict_clean": "denoiser", "decode": "decode"}
     try:
@@ -107,12 +108,14 @@ def cost(full: FullSize, config: MotionPromptConfig) -> Cost:
             run = method.run(adapter, full.prompts)
             clean = torch.empty(full.latents)
         text = counted(lambda: [adapter.encode(full.prompts) for _ in range(2)])
-        decode = counted(lambda: adapter.decode(clean, range(full.latents[2])))
+        decode = counted(lambda: adapter.decode(clean, range(full.frames or full.latents[2])))
         adapter.attention(lean)
-        plain = counted(step)
+        plain = counted(lambda: [step() for _ in range(full.calls)])
         lean.remove()
         adapter.current = run
         with adapter.hooked_steps():
+            with full.mode, torch.no_grad():
+                full.begin()
             guided = counted(step)
     finally:
         lean.remove()

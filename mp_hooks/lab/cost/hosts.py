@@ -70,9 +70,10 @@ class FullSize:
     """A host before a step.
 
     host: what an adapter takes. sample: the latents, sampled in that many steps through the host's public path. call,
-    options: the arguments of its step, none for a host that can be measured and not counted. latents: their shape
-    [b, c, t, h, w]. mode: in which it is computed. arguments: those of its run that its adapter reads. steps: of
-    the schedule.
+    options: the arguments of its step. latents: their shape [b, c, t, h, w]. mode: in which it is computed. arguments:
+    those of its run that its adapter reads. steps: of the schedule. frames: of the clip, where the latents' are fewer.
+    begin: what the host does first and its adapter listens to. calls: of the denoiser in a step; a guided one needs
+    the first alone.
     """
 
     host: Any
@@ -84,6 +85,9 @@ class FullSize:
     arguments: dict[str, Any] = field(default_factory=dict)
     prompts: Sequence[str] = (PROMPT,)
     steps: int = STEPS
+    frames: int | None = None
+    begin: Callable[[], Any] = lambda: None
+    calls: int = 1
 
 
 @contextmanager
@@ -273,8 +277,15 @@ def wan(weights: Weights = FAKE) -> Iterator[FullSize]:
             transformer=diffusers.WanTransformer3DModel(num_attention_heads=12, ffn_dim=8960, num_layers=30).eval(),
         )
         sample = sampling(WanCase(), pipe, num_frames=81, height=480, width=832, max_sequence_length=512)
-        pipe.set_progress_bar_config(disable=True)
-        yield FullSize(pipe, sample, [], {}, (1, 16, 21, 60, 104), mode)
+        pipe._guidance_scale = 5.0
+        with mode:
+            latents, text = torch.empty(1, 16, 21, 60, 104), torch.empty(1, 512, 4096)
+
+        def begin() -> None:
+            pipe.encode_prompt(PROMPT, max_sequence_length=512)
+
+        more = {"arguments": {"max_sequence_length": 512}, "frames": 81, "begin": begin, "calls": 2}
+        yield _transformer(pipe, sample, mode, latents, text, {}, latents=tuple(latents.shape), **more)
 
 
 @contextmanager
@@ -298,8 +309,53 @@ def cogvideox(weights: Weights = FAKE) -> Iterator[FullSize]:
             ),
         )
         sample = sampling(CogVideoXCase(), pipe, num_frames=49, height=480, width=720, max_sequence_length=226)
-        pipe.set_progress_bar_config(disable=True)
-        yield FullSize(pipe, sample, [], {}, (1, 16, 13, 60, 90), mode)
+        pipe._guidance_scale = 6.0
+        with mode:
+            latents, text = torch.empty(2, 13, 16, 60, 90), torch.empty(2, 226, 4096)
+        arguments = {"guidance_scale": 6.0, "max_sequence_length": 226, "num_frames": 49}
+        more = {"latents": (1, 16, 13, 60, 90), "arguments": arguments, "frames": 49}
+        yield _transformer(pipe, sample, mode, latents, text, {}, **more)
+
+
+@contextmanager
+def ltx(weights: Weights = FAKE) -> Iterator[FullSize]:
+    """LTX-Video 0.9, 512x704, 161 frames, with T5-XXL."""
+    from mp_hooks.testing.diffusers import LTXCase, t5_tokenizer
+
+    diffusers = require("diffusers", extra="diffusers")
+    with weights.mode() as mode:
+        pipe = diffusers.LTXPipeline(
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+            vae=diffusers.AutoencoderKLLTXVideo().eval(),
+            text_encoder=_t5("T5", vocabulary=32_128),
+            tokenizer=t5_tokenizer(length=128),
+            transformer=diffusers.LTXVideoTransformer3DModel().eval(),
+        )
+        sample = sampling(LTXCase(), pipe, num_frames=161, height=512, width=704, max_sequence_length=128)
+        pipe._guidance_scale = 3.0
+        with mode:
+            latents, text = torch.empty(2, 21 * 16 * 22, 128), torch.empty(2, 128, 4096)
+            options = {"encoder_attention_mask": torch.ones(2, 128), "rope_interpolation_scale": (8 / 25, 32, 32)}
+        size = {"num_frames": 21, "height": 16, "width": 22}
+        more = {"latents": (1, 128, 21, 16, 22), "arguments": {"max_sequence_length": 128}, "frames": 161}
+        yield _transformer(pipe, sample, mode, latents, text, options | size, **more)
+
+
+def _transformer(
+    pipe: Any,
+    sample: Callable[..., Tensor],
+    mode: AbstractContextManager[Any],
+    states: Tensor,
+    text: Tensor,
+    options: dict[str, Any],
+    **more: Any,
+) -> FullSize:
+    """`states` and `text` as the denoiser takes them, with further options."""
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler.set_timesteps(STEPS)
+    timestep = pipe.scheduler.timesteps[STEPS // 5].expand(len(states))
+    given = {"hidden_states": states, "encoder_hidden_states": text, "timestep": timestep, "return_dict": False}
+    return FullSize(pipe, sample, [], given | options, mode=mode, **more)
 
 
 def _t5(kind: str, vocabulary: int) -> nn.Module:
@@ -383,10 +439,9 @@ FULL_SIZE = {
     "animatediff": animatediff_scripts,
     "diffusers-wan": wan,
     "diffusers-cogvideox": cogvideox,
+    "diffusers-ltx": ltx,
     "mini": mini,
 }
-
-MEASURED_ONLY = ("diffusers-wan", "diffusers-cogvideox")  # without a call to count
 
 # in which the hosts' scripts, or users of their pipelines, run them
 DTYPES = {

@@ -33,7 +33,7 @@ class RandomSearch(TokenOptimizer):
             for _ in range(self.config.iterations):
                 pairs = self.draw_pairs(step)
                 noise = torch.randn(self.tokens.shape, generator=self.generator).to(self.tokens)
-                moved = self.tokens + self.config.learning_rate * noise
+                moved = self.tokens + self.rate * noise
                 before, after = (self.loss(step, tokens, pairs).total for tokens in (self.tokens, moved))
                 self.tokens = moved.where((after < before).view(-1, 1, 1), self.tokens)
 

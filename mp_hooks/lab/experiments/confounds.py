@@ -15,7 +15,6 @@ from mp_hooks.discriminator.data import (
     FlowData,
     FlowSettings,
     split_by_video,
-    splits_by_source,
 )
 from mp_hooks.discriminator.evaluation import auc, logits_of, score, trivial_floor, trivial_statistics
 from mp_hooks.discriminator.model import NORMALISATIONS, DiscriminatorConfig
@@ -25,7 +24,7 @@ from mp_hooks.files import replacing
 
 STATES = {"native": False, "equalised": True}
 SINGLE = "single confound, AUC over clips"
-DISCRIMINATORS = "AUC per flow field [95 %], held out by video unless a source is left out"
+DISCRIMINATORS = "AUC per flow field [95 %], held out by video"
 STRATA = "AUC of the discriminator on generated clips that share a confound"
 
 
@@ -44,8 +43,8 @@ def measure_confounds(
     """Three tables as text, also written to confounds.json and confounds.md in `out`.
 
     The AUC of every single confound over all clips; that of discriminators, held out by video, trained on native and on
-    equalised data with both flow normalisations, beside the trivial floors by video and by source; and that of the
-    discriminator of `config.normalise` on held-out generated clips of one container, size or rate against all real.
+    equalised data with both flow normalisations, beside the trivial floors; and that of the discriminator of
+    `config.normalise` on held-out generated clips of one container, size or rate against all real.
     Raises MotionPromptError for folders that cannot be used.
     """
     out = Path(out)
@@ -75,14 +74,6 @@ def measure_confounds(
             if normalise == config.normalise:
                 for name, area in _strata(logits, held_out).items():
                     enter(STRATA, name, state, area)
-        for name, seen, unseen in splits_by_source(data.clips):
-            floor = trivial_floor(data.of_clips(seen), data.of_clips(unseen))
-            enter(
-                DISCRIMINATORS,
-                f"regression on mean flow and TV, {name} left out",
-                state,
-                _interval(floor, data.of_clips(unseen)),
-            )
     text = "\n\n".join(_markdown(title, rows) for title, rows in tables.items())
     with replacing(out / "confounds.json") as path:
         path.write_text(json.dumps(tables, indent=2) + "\n")

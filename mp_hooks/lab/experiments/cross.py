@@ -1,4 +1,4 @@
-"""Does a discriminator that knows one generator know another? Trained on each source, tested on every other."""
+"""Does a discriminator know generators and collections it has never seen? Cross-validation over sources, not clips."""
 
 from __future__ import annotations
 
@@ -8,105 +8,81 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mp_hooks.discriminator.data import FlowData, split_by_video
-from mp_hooks.discriminator.evaluation import Score, logits_of, score, trivial_floor
+from mp_hooks.discriminator.data import FlowData, folds_by_source
+from mp_hooks.discriminator.evaluation import (
+    Gain,
+    SourceScore,
+    logits_of,
+    rigidity,
+    score_by_source,
+    trivial_floor,
+)
 from mp_hooks.discriminator.model import DiscriminatorConfig
 from mp_hooks.discriminator.train import TrainingConfig, fit
-from mp_hooks.errors import MotionPromptError
 from mp_hooks.files import replacing
-from mp_hooks.lab.report.plots import as_svg, new_figure
+
+REGRESSION, RIGIDITY = "regression on mean flow and TV", "rigidity"
 
 
 @dataclass(frozen=True)
-class CrossTable:
-    """Scores of discriminators and of trivial floors by (source trained on, source tested on)."""
+class CrossValidation:
+    """Scores by unseen source of a discriminator and of its two floors."""
 
-    names: list[str]
-    discriminators: dict[tuple[str, str], Score]
-    floors: dict[tuple[str, str], Score]
+    discriminator: SourceScore
+    floors: dict[str, SourceScore]
 
     def __str__(self) -> str:
-        """Two Markdown tables of AUC per flow field with 95 % intervals, rows trained on, columns tested on."""
-        return "\n\n".join(
-            "\n".join(
-                [
-                    f"| {title} | {' | '.join(self.names)} |",
-                    "|---" * (1 + len(self.names)) + "|",
-                    *(
-                        f"| {row} | {' | '.join(_cell(scores[row, column]) for column in self.names)} |"
-                        for row in self.names
-                    ),
-                ]
-            )
-            for title, scores in (
-                ("discriminator", self.discriminators),
-                ("regression on mean flow and TV", self.floors),
-            )
-        )
+        """Markdown: the scores in all and over the floors, then each generator and each collection, worst first."""
+        scores = {"discriminator": self.discriminator, **self.floors}
+        lines = [
+            f"| AUC per clip of unseen sources [95 %] | | {' | '.join(f'over {name}' for name in self.floors)} |",
+            "|---" * (2 + len(self.floors)) + "|",
+            *(
+                f"| {name} | {score.auc:.3f} [{score.low:.3f}, {score.high:.3f}] | "
+                + " | ".join("" if score is floor else _gain(score.over(floor)) for floor in self.floors.values())
+                + " |"
+                for name, score in scores.items()
+            ),
+        ]
+        for kind in ("generators", "collections"):
+            lines += ["", f"| {kind}, worst first | clips | {' | '.join(scores)} |", "|---" * (2 + len(scores)) + "|"]
+            lines += [
+                f"| {name} | {clips} | "
+                + " | ".join(f"{getattr(s, kind)[name][0]:.3f}" for s in scores.values())
+                + " |"
+                for name, (_, clips) in getattr(self.discriminator, kind).items()
+            ]
+        return "\n".join(lines)
 
     def save(self, folder: Path) -> None:
-        """cross.json, cross.md and cross.svg, the discriminators' table in colour."""
-        values = {
-            name: {row: {column: asdict(scores[row, column]) for column in self.names} for row in self.names}
-            for name, scores in (("discriminator", self.discriminators), ("floor", self.floors))
-        }
+        """cross.md, and cross.json with the same."""
+        values = {name: asdict(score) for name, score in {"discriminator": self.discriminator, **self.floors}.items()}
+        for score in values.values():
+            score.pop("resampled")
         with replacing(folder / "cross.json") as path:
             path.write_text(json.dumps(values, indent=2) + "\n")
         with replacing(folder / "cross.md") as path:
             path.write_text(f"{self}\n")
-        self._draw(folder / "cross.svg")
-
-    def _draw(self, path: Path) -> None:
-        count = len(self.names)
-        areas = [[self.discriminators[row, column].auc for column in self.names] for row in self.names]
-        figure = new_figure(1.1 * count + 2, 0.8 * count + 1.5)
-        axis = figure.subplots()
-        image = axis.imshow(areas, vmin=0.5, vmax=1, cmap="viridis", aspect="auto")
-        for i, row in enumerate(areas):
-            for j, area in enumerate(row):
-                axis.text(j, i, f"{area:.2f}", ha="center", va="center", color="white" if area < 0.85 else "black")
-        axis.set_xticks(range(count), self.names, rotation=30, ha="right")
-        axis.set_yticks(range(count), self.names)
-        axis.set_xlabel("tested on")
-        axis.set_ylabel("trained on")
-        figure.colorbar(image, label="AUC per flow field against real video")
-        with replacing(path) as temporary:
-            temporary.write_text(as_svg(figure), encoding="utf-8")
 
 
-def cross_generators(data: FlowData, config: DiscriminatorConfig, training: TrainingConfig) -> CrossTable:
-    """Train a discriminator on each generated source of `data` against the real clips, and test it on every source.
+def cross_validate(
+    data: FlowData, config: DiscriminatorConfig, training: TrainingConfig, pretrained: bool | str | Path = False
+) -> CrossValidation:
+    """Train once a fold of `folds_by_source`; each clip is rated by the discriminator that has not seen its source.
 
-    A fifth of the real clips and of every source is held out, groups whole. The tests use the held-out real clips, and
-    of a source not trained on all clips of groups (prompts, pairs) that were not trained on. Raises MotionPromptError
-    for fewer than two sources.
+    Raises MotionPromptError for fewer than two sources of a class.
     """
-    names = sorted({clip.source for clip in data.clips if not clip.real})
-    if len(names) < 2:
-        raise MotionPromptError(
-            "a table across generators needs two generated sources; give a folder with a subfolder each"
-        )
-    train, held_out = split_by_video(data.clips, training.seed)
-    discriminators: dict[tuple[str, str], Score] = {}
-    floors: dict[tuple[str, str], Score] = {}
-    for row in names:
-        seen = [i for i in train if data.clips[i].real or data.clips[i].source == row]
-        groups = {data.clips[i].group for i in seen}
-        tqdm.write(f"training on {row}")
-        model = fit(data, seen, held_out, config, training)
-        for column in names:
-            tested = [
-                i
-                for i, clip in enumerate(data.clips)
-                if (clip.real and i in held_out) or (clip.source == column and clip.group not in groups)
-            ]
-            part = data.of_clips(tested)
-            if part.real.min() > 0:
-                raise MotionPromptError(f"no clip of {column} is left to test on; give more of its videos")
-            discriminators[row, column] = score(logits_of(model, part.flow), part)
-            floors[row, column] = score(trivial_floor(data.of_clips(seen), part), part)
-    return CrossTable(names, discriminators, floors)
+    tests: dict[str, list] = {"discriminator": [], REGRESSION: [], RIGIDITY: []}
+    for number, (train, held_out) in enumerate(folds_by_source(data.clips, seed=training.seed), 1):
+        tqdm.write(f"fold {number}: {len(train)} clips in training, {len(held_out)} of unseen sources")
+        model = fit(data, train, held_out, config, training, pretrained=pretrained)
+        seen, unseen = data.of_clips(train), data.of_clips(held_out)
+        tests["discriminator"].append((logits_of(model, unseen.flow), unseen))
+        tests[REGRESSION].append((trivial_floor(seen, unseen), unseen))
+        tests[RIGIDITY].append((rigidity(unseen.flow), unseen))
+    scores = {name: score_by_source(parts) for name, parts in tests.items()}
+    return CrossValidation(scores.pop("discriminator"), scores)
 
 
-def _cell(score: Score) -> str:
-    return f"{score.auc:.2f} [{score.low:.2f}, {score.high:.2f}]"
+def _gain(gain: Gain) -> str:
+    return f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"

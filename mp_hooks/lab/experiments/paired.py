@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mp_hooks.config import MotionPromptConfig
+from mp_hooks.discriminator import FlowDiscriminator, default_discriminator
 from mp_hooks.errors import unknown_name
 from mp_hooks.files import replacing
 from mp_hooks.flow import FlowEstimator, load_flow
@@ -29,6 +30,7 @@ from mp_hooks.lab.experiments.methods import BASELINE, METHODS, sample_with
 from mp_hooks.lab.metrics import (
     Comparison,
     Measure,
+    clip_logits,
     compare,
     dynamic_degree,
     flow_length,
@@ -48,6 +50,7 @@ SETTINGS_FILE, MEASURES_FILE = "experiment.json", "measures.json"
 MEASURES = {
     "flickering": Measure("temporal flickering (VBench)", 4, True),
     "warping": Measure("warping error x 1000", 3, False),
+    "logit": Measure("logit of the discriminator that guides", 3, True),
     "jerk": Measure("jerk of the object, px per frame cubed", 2, False),
     "missing": Measure("frames without the object", 2, False),
     "dynamic": Measure("dynamic degree (VBench)", 3, None),
@@ -157,6 +160,11 @@ def _pipeline(model: str) -> Any:
 
 
 @cache
+def _discriminator(folder: str) -> FlowDiscriminator:
+    return FlowDiscriminator.from_pretrained(folder)
+
+
+@cache
 def _estimator(name: str, weights: str | None) -> FlowEstimator:
     return load_flow(name, weights)
 
@@ -175,7 +183,11 @@ def sample_and_measure(experiment: Experiment, method: str, chunk: int, out: Pat
         with replacing(path) as temporary:
             save_file({"clips": clips}, temporary)
     estimator = _estimator(experiment.flow, experiment.flow_weights)
-    return [measure(clip, wanted, estimator) for clip, (_, wanted, _) in zip(clips, part, strict=True)]
+    rows = [measure(clip, wanted, estimator) for clip, (_, wanted, _) in zip(clips, part, strict=True)]
+    discriminator = _discriminator(str(experiment.guidance.discriminator or default_discriminator()))
+    own_flow = _estimator(discriminator.config.flow, experiment.guidance.flow_weights)
+    logits = clip_logits(clips.transpose(1, 2).float() / 127.5 - 1, discriminator, own_flow)
+    return [{**row, "logit": logit} for row, logit in zip(rows, logits.tolist(), strict=True)]
 
 
 def measure(frames: Tensor, wanted: tuple[str, str, str], estimator: FlowEstimator) -> dict[str, float]:

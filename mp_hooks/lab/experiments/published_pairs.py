@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 
 from mp_hooks.discriminator.data import FlowData, find_clips
-from mp_hooks.discriminator.evaluation import logits_of, trivial_statistics
+from mp_hooks.discriminator.evaluation import Share, logits_of, trivial_statistics
 from mp_hooks.discriminator.model import FlowDiscriminator
 from mp_hooks.errors import MotionPromptError
 
 BASELINE = "baseline"
 NO_PAIRS = "no pairs: the videos' INDEX.tsv must give pair_id and pair_role (baseline, or another)"
-
-
-@dataclass(frozen=True)
-class Preference:
-    """In how many of the pairs something is higher in the result than in its baseline, with Wilson's 95 % interval."""
-
-    wins: int
-    pairs: int
-
-    def __str__(self) -> str:
-        share, z, n = self.wins / self.pairs, 1.96, self.pairs
-        centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-        reach = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-        return f"{self.wins} of {n}: {share:.2f} [{centre - reach:.2f}, {centre + reach:.2f}]"
 
 
 def unpaired(videos: Path, exclude: Sequence[str] = ()) -> list[str]:
@@ -40,7 +24,7 @@ def unpaired(videos: Path, exclude: Sequence[str] = ()) -> list[str]:
     return [*exclude, *alone]
 
 
-def preferences(model: FlowDiscriminator, data: FlowData) -> dict[str, dict[str, Preference]]:
+def preferences(model: FlowDiscriminator, data: FlowData) -> dict[str, dict[str, Share]]:
     """For each source of `data` and for what rates a clip: in how many pairs the result wins over its baseline.
 
     A clip's logit is the mean over its fields. "less motion" and "smoother flow" are the two trivial statistics, which
@@ -66,6 +50,6 @@ def preferences(model: FlowDiscriminator, data: FlowData) -> dict[str, dict[str,
     if not found:
         raise MotionPromptError(NO_PAIRS)
     return {
-        source: {name: Preference(sum(won), len(won)) for name, won in by_measure.items()}
+        source: {name: Share(sum(won), len(won)) for name, won in by_measure.items()}
         for source, by_measure in found.items()
     }

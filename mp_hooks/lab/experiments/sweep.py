@@ -24,7 +24,7 @@ from mp_hooks.errors import MotionPromptError
 from mp_hooks.files import replacing
 from mp_hooks.lab.metrics.evaluation import Evaluation, evaluate
 from mp_hooks.lab.metrics.measures import Settings
-from mp_hooks.processes import processes
+from mp_hooks.processes import processes, shared
 from mp_hooks.runs import claim
 from mp_hooks.video import find_videos
 
@@ -127,12 +127,14 @@ def run(spec: Spec, out: Path) -> Evaluation | None:
     for name, config in spec.configurations.items():
         sampler.claim(name, config, folders[name])
     todo = [(name, part) for part in range(sampler.parts) for name in folders]
-    launched = processes()
-    share = todo[launched.rank :: launched.world]
-    for name, part in tqdm(share, desc="sweep", unit="part", disable=launched.rank > 0):
-        if not sampler.done(part, folders[name]):
-            sampler.do(spec.configurations[name], part, folders[name])
-    if any(not sampler.done(part, folders[name]) for name, part in todo):
+
+    def done(todo_part: tuple[str, int]) -> bool:
+        name, part = todo_part
+        return sampler.done(part, folders[name])
+
+    for name, part in tqdm(shared(todo, done, out), desc="sweep", unit="part", disable=processes().rank > 0):
+        sampler.do(spec.configurations[name], part, folders[name])
+    if not all(map(done, todo)):
         return None
     return sampler.evaluation(folders)
 

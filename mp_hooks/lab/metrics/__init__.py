@@ -1,9 +1,10 @@
 """Measures of a clip's coherence and motion, VBench's and others, and the statistics of paired comparisons."""
 
-from mp_hooks.lab.metrics.comparison import Comparison, GainShare, compare, gain_share
+from mp_hooks.lab.metrics.comparison import Comparison, GainShare, compare, gain_share, rank_correlation
 from mp_hooks.lab.metrics.evaluation import Evaluation, evaluate, groups_of_folders, groups_of_suffixes
 from mp_hooks.lab.metrics.measures import MEASURES, MISSING, VBENCH, Measure, Measurer, Settings
 from mp_hooks.lab.metrics.temporal import (
+    clip_logits,
     dynamic_degree,
     flow_jerk,
     flow_length,
@@ -23,6 +24,7 @@ __all__ = [
     "Measure",
     "Measurer",
     "Settings",
+    "clip_logits",
     "compare",
     "dynamic_degree",
     "evaluate",
@@ -33,6 +35,7 @@ __all__ = [
     "groups_of_folders",
     "groups_of_suffixes",
     "neighbouring_flow",
+    "rank_correlation",
     "temporal_flickering",
     "warping_error",
 ]

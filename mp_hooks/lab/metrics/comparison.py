@@ -81,6 +81,16 @@ def gain_share(reference: Sequence[float], exact: Sequence[float], other: Sequen
     return GainShare(float(share(*gains)), float(interval.low), float(interval.high))
 
 
+def rank_correlation(a: Sequence[float], b: Sequence[float], seed: int = 0) -> str:
+    """Spearman's, with its bootstrapped 95 % interval over the pairs in which both values are numbers."""
+    values = np.asarray([a, b], dtype=float)
+    values = values[:, np.isfinite(values).all(0)]
+    stats, random = _scipy_stats(), np.random.default_rng(seed)
+    draws = [values[:, random.integers(values.shape[1], size=values.shape[1])] for _ in range(RESAMPLES // 10)]
+    low, high = np.quantile([stats.spearmanr(*draw).statistic for draw in draws], [0.025, 0.975])
+    return f"{stats.spearmanr(*values).statistic:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
 def _scipy_stats() -> Any:
     try:
         from scipy import stats

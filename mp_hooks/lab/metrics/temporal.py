@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mp_hooks.discriminator import FlowDiscriminator
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.flow import FlowEstimator
 from mp_hooks.flow.warping import warp
@@ -36,6 +37,13 @@ def neighbouring_flow(frames: Tensor, estimator: FlowEstimator) -> NeighbouringF
     first, second = torch.cat([video[:-1], video[1:]]), torch.cat([video[1:], video[:-1]])
     parts = zip(first.split(PAIRS_AT_ONCE), second.split(PAIRS_AT_ONCE), strict=True)
     return NeighbouringFlow(*torch.cat([estimator(*part) for part in parts]).chunk(2))
+
+
+@torch.no_grad()
+def clip_logits(videos: Tensor, discriminator: FlowDiscriminator, estimator: FlowEstimator) -> Tensor:
+    """A discriminator's mean logit over the flow of neighbouring frames: videos [b, 3, t, s, s] in [-1, 1] -> [b]."""
+    first, second = (part.transpose(1, 2).flatten(0, 1) for part in (videos[:, :, :-1], videos[:, :, 1:]))
+    return discriminator(estimator(first, second)).view(len(videos), -1).mean(1)
 
 
 def temporal_flickering(frames: Tensor) -> float:

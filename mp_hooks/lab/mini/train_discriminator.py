@@ -1,9 +1,10 @@
-"""The clips a discriminator of the mini model is trained on: drawn ones without faults, and the model's own samples.
+"""The clips a discriminator of the mini model is trained on: drawn ones without faults, and samples or faulty ones.
 
 `python -m mp_hooks.lab.mini.train_discriminator --out DIR` writes DIR/real and DIR/sampled; then
 `motionprompt discriminator train --real DIR/real --fake DIR/sampled --flow-size 64 --out DIR/discriminator`.
-With `--fake-from trace` both are what is predicted of clean clips and samples while there is still noise: what guidance
-shows a discriminator. DIR/INDEX.tsv keeps what is predicted of one clip in one part of a split.
+With `--fake-from faults` the others are the same scenes drawn with faults, in DIR/faulty, and the classes differ in
+motion alone. With `--fake-from trace` both are what is predicted of clean clips and samples while there is still noise:
+what guidance shows a discriminator. DIR/INDEX.tsv keeps what is predicted of one clip in one part of a split.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from mp_hooks.discriminator.data import INDEX_FILE
 from mp_hooks.errors import exits_cleanly
 from mp_hooks.files import replacing
 from mp_hooks.hooks import Hooks
-from mp_hooks.lab.mini.clips import FRAME_RATE, FRAMES, captions, draw, sample_scenes
+from mp_hooks.lab.mini.clips import FAULT_SHARE, FRAME_RATE, FRAMES, captions, draw, sample_scenes
 from mp_hooks.lab.mini.model import GUIDANCE_SCALE, PACKAGED, load_pipeline, sample
 from mp_hooks.video import as_frames, write_video
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from diffusers import AnimateDiffPipeline
 
 CHUNK = 8
+FOLDERS = {"samples": "sampled", "faults": "faulty", "trace": "sampled"}  # of the class that is not real
 SEED = 700_000  # far from the seeds of experiments
 TRACE_STEPS = [8, 11, 14]  # of 25: early in the window of guidance
 
@@ -46,16 +48,42 @@ def _pipeline(model: str) -> Any:
 
 
 @torch.no_grad()
-def _write_chunk(model: str, out: Path, chunk: int, steps: Sequence[int]) -> None:
+def _write_chunk(model: str, out: Path, chunk: int, source: str, steps: Sequence[int]) -> None:
     """Eight clips of each kind, or what is predicted of eight at each of `steps`."""
     pipe = _pipeline(model)
-    scenes = sample_scenes(CHUNK, torch.Generator().manual_seed(SEED + chunk), held_out=None)
+    share = 1.0 if source == "faults" else FAULT_SHARE
+    scenes = sample_scenes(CHUNK, torch.Generator().manual_seed(SEED + chunk), share, held_out=None)
     scenes.words[:, 1] = False  # no quality word: the model itself decides whether a fault appears
-    prompts = captions(scenes)
-    drawn = draw(scenes.without_faults())
-    latents = pipe.vae.encode(drawn.transpose(1, 2).flatten(0, 1)).latent_dist.mean
-    latents = latents.unflatten(0, (CHUNK, -1)).transpose(1, 2)
-    seeds = range(SEED + CHUNK * chunk, SEED + CHUNK * (chunk + 1))
+    real = encoded(pipe, draw(scenes.without_faults()))
+    # Drawn clips pass the autoencoder, so that its blur does not give the classes away; guidance sees no compression.
+    if source == "faults":
+        pairs = {"": (pipe.decode_latents(real), pipe.decode_latents(encoded(pipe, draw(scenes))))}
+    elif source == "samples":
+        pairs = {"": (pipe.decode_latents(real), sampled(pipe, captions(scenes), SEED + CHUNK * chunk)[0])}
+    else:
+        generator = torch.Generator().manual_seed(SEED + chunk)
+        noisy = {step: predicted(pipe, real, captions(scenes), step, generator) for step in steps}
+        predictions = sampled(pipe, captions(scenes), SEED + CHUNK * chunk)[1]
+        pairs = {f"-{step:02d}": tuple(map(pipe.decode_latents, (noisy[step], predictions[step]))) for step in steps}
+    for suffix, videos in pairs.items():
+        for name, batch in zip(("real", FOLDERS[source]), videos, strict=True):
+            for number, video in enumerate(batch, CHUNK * chunk):
+                write_video(
+                    out / name / name / f"{name}-{number:05d}{suffix}.mp4", as_frames(video), FRAME_RATE, lossless=True
+                )
+
+
+def encoded(pipe: AnimateDiffPipeline, videos: Tensor) -> Tensor:
+    """Latents [b, c, t, h, w] of videos [b, 3, t, h, w]."""
+    return (
+        pipe.vae.encode(videos.transpose(1, 2).flatten(0, 1))
+        .latent_dist.mean.unflatten(0, (len(videos), -1))
+        .transpose(1, 2)
+    )
+
+
+def sampled(pipe: AnimateDiffPipeline, prompts: Sequence[str], seed: int) -> tuple[Tensor, list[Tensor]]:
+    """Clips of the prompts, of seeds from `seed` on, and z0_hat at every step of their sampling."""
     predictions: list[Tensor] = []
 
     def noted(original: Callable[..., Any], *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
@@ -66,21 +94,10 @@ def _write_chunk(model: str, out: Path, chunk: int, steps: Sequence[int]) -> Non
     hooks = Hooks()
     hooks.wrap(pipe.scheduler, "step", noted)
     try:
-        sampled = sample(prompts, seeds, pipe=pipe)
+        videos = sample(prompts, range(seed, seed + len(prompts)), pipe=pipe)
     finally:
         hooks.remove()
-    # Drawn clips pass the autoencoder, so that its blur does not give the classes away; guidance sees no compression.
-    pairs = {"": (pipe.decode_latents(latents), sampled)}
-    if steps:
-        generator = torch.Generator().manual_seed(SEED + chunk)
-        real = {step: _predicted(pipe, latents, prompts, step, generator) for step in steps}
-        pairs = {f"-{step:02d}": tuple(map(pipe.decode_latents, (real[step], predictions[step]))) for step in steps}
-    for suffix, videos in pairs.items():
-        for name, batch in zip(("real", "sampled"), videos, strict=True):
-            for number, video in enumerate(batch, CHUNK * chunk):
-                write_video(
-                    out / name / name / f"{name}-{number:05d}{suffix}.mp4", as_frames(video), FRAME_RATE, lossless=True
-                )
+    return videos, predictions
 
 
 def _write_index(out: Path) -> None:
@@ -92,7 +109,7 @@ def _write_index(out: Path) -> None:
             rows.writerow([clip.relative_to(out), clip.parent.name, clip.stem.split("-")[1]])
 
 
-def _predicted(
+def predicted(
     pipe: AnimateDiffPipeline, latents: Tensor, prompts: Sequence[str], step: int, generator: torch.Generator
 ) -> Tensor:
     """z0_hat [b, c, t, h, w] of clean latents that carry as much noise as a sampling at `step`."""
@@ -115,16 +132,18 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--clips", type=int, default=448, help="of each kind (default: %(default)s)")
     parser.add_argument(
         "--fake-from",
-        choices=["samples", "trace"],
+        choices=FOLDERS,
         default="samples",
-        help="finished clips, or what is predicted of them at --steps (default: %(default)s)",
+        help="the model's finished clips, drawn clips with faults, which differ in motion alone and go to DIR/faulty, "
+        "or what is predicted of the model's at --steps (default: %(default)s)",
     )
     parser.add_argument("--steps", type=int, nargs="+", default=TRACE_STEPS, help="of 25 (default: %(default)s)")
     args = parser.parse_args(arguments)
-    steps = args.steps if args.fake_from == "trace" else []
     chunks = range(args.clips // CHUNK)
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-        done = [pool.submit(_write_chunk, str(args.model), args.out, chunk, steps) for chunk in chunks]
+        done = [
+            pool.submit(_write_chunk, str(args.model), args.out, chunk, args.fake_from, args.steps) for chunk in chunks
+        ]
         for future in tqdm(done, desc="clips", unit="batch"):
             future.result()
     _write_index(args.out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,10 @@ from torch import Tensor
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.flow import draw_flow
 from mp_hooks.lab.metrics.temporal import NeighbouringFlow
-from mp_hooks.lab.report.plots import as_svg, new_figure
+from mp_hooks.lab.report.plots import as_pixels, as_svg, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 GAP = 2  # pixels between the parts, white
 
@@ -46,6 +50,15 @@ def trace_plots(records: Sequence[dict]) -> str:
 
     `records` are those of one or more trace files; returns an SVG element. The x axis counts a sampling's updates.
     """
+    return as_svg(_trace_figure(records))
+
+
+def trace_image(records: Sequence[dict]) -> Tensor:
+    """The same as pixels, uint8 [3, h, w]."""
+    return as_pixels(_trace_figure(records))
+
+
+def _trace_figure(records: Sequence[dict]) -> Figure:
     updates: dict[tuple[int, int], list[dict]] = {}
     for record in records:
         if record["event"] == "iteration":
@@ -78,7 +91,7 @@ def trace_plots(records: Sequence[dict]) -> str:
         axis.set_xlabel("update (small: step)", fontsize=7)
         axis.tick_params(labelsize=7)
         axis.spines[["top", "right"]].set_visible(False)
-    return as_svg(figure)
+    return figure
 
 
 def _padded_below(clip: Tensor) -> Tensor:
