@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Trains the mini text-to-video model and evaluates it: bash scripts/train_mini.sh --out DIR [--minutes N] [--resume]
+# On an accelerator: --form large --device cuda --workers 1
 set -euo pipefail
-folder=""
+folder="" device="cpu"
 for ((i = 1; i <= $#; i++)); do
     next=$((i + 1))
     case "${!i}" in
         --out) folder="$(realpath -m "${!next:-}")" ;;
+        --device) device="${!next:-cpu}" ;;
         --out=*) folder="$(realpath -m "${!i#--out=}")" ;;
     esac
 done
@@ -19,4 +21,4 @@ source scripts/environment.sh
 prepare_environment diffusers
 "$python" -m mp_hooks.lab.mini.train ${arguments[@]+"${arguments[@]}"}
 [ -n "$folder" ] || exit 0 # only --help comes here
-"$python" -m mp_hooks.lab.mini.evaluate --model "$folder/model" --out "$folder/evaluation.json"
+"$python" -m mp_hooks.lab.mini.evaluate --model "$folder/model" --device "$device" --out "$folder/evaluation.json"

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from mp_hooks.errors import MotionPromptError
+from mp_hooks.flow.warping import warp
 from mp_hooks.lab.mini import clean_clips, jerk, track_object, train_discriminator
 from mp_hooks.lab.mini.clips import (
     COLOURS,
@@ -23,8 +24,9 @@ from mp_hooks.lab.mini.clips import (
     draw,
     is_held_out,
     sample_scenes,
+    true_flow,
 )
-from mp_hooks.lab.mini.model import FRAMES, MAX_TOKENS, PACKAGED, SIZE, build_pipeline, load_pipeline, sample
+from mp_hooks.lab.mini.model import FORMS, FRAMES, MAX_TOKENS, PACKAGED, SIZE, build_pipeline, load_pipeline, sample
 
 
 def scenes_of(n: int, seed: int = 0, **options):
@@ -43,49 +45,60 @@ def test_clips_depend_on_the_seed_alone():
     assert first.shape == (6, 3, FRAMES, SIZE, SIZE) and first.abs().max() <= 1
 
 
+def without_bars(scenes):
+    return replace(scenes, bar=torch.zeros_like(scenes.bar))
+
+
 def test_what_is_drawn_can_be_read_and_is_what_the_caption_says():
-    scenes = scenes_of(150, held_out=None).without_faults()
+    scenes = scenes_of(100, held_out=None).without_faults()
     objects = [track_object(video) for video in draw(scenes)]
     right = sum(tracked.attributes == drawn for tracked, drawn in zip(objects, scenes.attributes(), strict=True))
-    assert right >= 148
+    assert right >= 93  # a bar may hide what tells a circle from a square
     for caption, (colour, shape, direction) in zip(captions(scenes), scenes.attributes(), strict=True):
         assert f"{colour} {shape} moving {direction}" in caption
 
 
 def test_the_path_read_is_the_path_drawn():
-    scenes = scenes_of(40).without_faults()
+    scenes = without_bars(scenes_of(40).without_faults())
     for video, path in zip(draw(scenes), scenes.path, strict=True):
-        assert (track_object(video).path - path).abs().max() < 1.0
+        assert (track_object(video).path - path).norm(dim=1).median() < 1.0
 
 
-def test_faults_raise_jerk_flicker_and_gaps_each_its_own():
+@pytest.mark.parametrize("size", [64, 128])
+def test_the_true_flow_leads_to_what_is_drawn_next(size: int):
+    """Of clean clips, where it can be seen: the next frame warped by it is this one."""
+    scenes = scenes_of(12, held_out=None).without_faults()
+    video, (flow, seen) = draw(scenes, size), true_flow(scenes, size)
+    assert 0.6 < seen.float().mean() < 1 and flow.norm(dim=2)[seen].mean() > 0.3 * size / 64
+    for clip, fields, visible in zip(video, flow, seen, strict=True):
+        frames = clip.transpose(0, 1)
+        error, still = ((warp(frames[1:], by, "bicubic") - frames[:-1]).abs().mean(1) for by in (fields, 0 * fields))
+        assert error[visible].quantile(0.95) < 0.05
+        if still[visible].mean() > 0.02:
+            assert error[visible].mean() < 0.3 * still[visible].mean()
+
+
+def test_faults_raise_jerk_flicker_and_morphing_each_its_own():
+    from mp_hooks.flow import load_flow
     from mp_hooks.lab.mini.evaluate import flicker
+    from mp_hooks.lab.mini.rigidity import morphing
 
-    scenes = scenes_of(200, fault_share=1.0)
+    scenes = without_bars(scenes_of(120, fault_share=1.0))
     faulty, clean = draw(scenes), draw(scenes.without_faults())
     alone = {name: scenes.faults.sum(1).eq(1) & scenes.faults[:, i] for i, name in enumerate(FAULTS)}
+    assert all(chosen.any() for chosen in alone.values())
     assert (flicker(faulty[alone["flicker"]]) > 3 * flicker(clean[alone["flicker"]])).float().mean() > 0.9
-    torch.testing.assert_close(flicker(faulty[alone["jitter"]]), flicker(clean[alone["jitter"]]), atol=2.0, rtol=0)
-    shaky = [jerk(track_object(video).path) for video in faulty[alone["jitter"]]]
-    steady = [jerk(track_object(video).path) for video in clean[alone["jitter"]]]
-    assert min(shaky) > max(steady)
-    gone = scenes.opacity.amin(1) < 0.1
-    assert all(track_object(video).path.isnan().any() for video in faulty[gone]) and gone.any()
+    shaky, steady = ([jerk(track_object(v).path) for v in clips[alone["jitter"]]] for clips in (faulty, clean))
+    assert sum(a > b for a, b in zip(shaky, steady, strict=True)) >= 0.9 * len(shaky)
+    flow = load_flow("pyramid")
+    for name in ("morph", "boil", "slide"):
+        bent, rigid = ([morphing(video, flow) for video in clips[alone[name]]] for clips in (faulty, clean))
+        assert sum(a > b for a, b in zip(bent, rigid, strict=True)) >= 0.85 * len(bent), name
 
 
 def test_without_faults_changes_nothing_else():
     scenes = scenes_of(30, fault_share=0.0)
     assert torch.equal(draw(scenes), draw(scenes.without_faults()))
-
-
-def test_texture_moves_with_the_object():
-    scenes = scenes_of(60).without_faults()
-    right = scenes[(scenes.direction == list(DIRECTIONS).index("right")) & (scenes.texture[:, 3] > 0)]
-    whole = replace(right, path=right.path.round())  # whole pixels, so that following needs no interpolation
-    video = draw(whole)
-    for clip, path in zip(video, whole.path.int(), strict=True):
-        patches = [clip[:, t, y - 2 : y + 3, x - 2 : x + 3] for t, (x, y) in enumerate(path.tolist())]
-        assert max((patch - patches[0]).abs().max() for patch in patches) < 1e-4 and patches[0].std() > 0.01
 
 
 def test_training_and_held_out_captions_are_disjoint_and_cover_every_word():
@@ -248,12 +261,28 @@ def test_a_training_run_resumes_where_it_stopped(tmp_path: Path, pipe):
         train(replace(config, batch=3), tmp_path, resume=True)
 
 
+@pytest.mark.parametrize("form", FORMS.values(), ids=list(FORMS))
+def test_every_form_is_small_and_its_parts_fit(form):
+    pytest.importorskip("diffusers")
+    with torch.device("meta"):
+        small = build_pipeline(form)
+    assert sum(p.numel() for part in (small.unet, small.vae, small.text_encoder) for p in part.parameters()) < 8e6
+    assert small.unet.config.sample_size * small.vae_scale_factor == form.size
+
+
 def test_training_can_begin_with_another_pipeline(tmp_path: Path, pipe):
     from mp_hooks.lab.mini.train import CHUNK, TrainingConfig, work
 
     pipe.save_pretrained(tmp_path / "first", safe_serialization=True)
     config = TrainingConfig(
-        workers=1, clips=CHUNK, batch=2, prior_minutes=1e-6, minutes=1e-6, rate=0.0, start=str(tmp_path / "first")
+        workers=1,
+        clips=CHUNK,
+        batch=2,
+        vae_minutes=0,
+        prior_minutes=0,
+        minutes=1e-6,
+        rate=0.0,
+        start=str(tmp_path / "first"),
     )
     threads = torch.get_num_threads()
     try:

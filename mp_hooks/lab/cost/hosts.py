@@ -249,10 +249,11 @@ def mini(steps: int = 25, weights: Weights = FAKE) -> Iterator[FullSize]:
     from mp_hooks.lab.mini import model
 
     with weights.mode() as mode:
-        pipe = model.build_pipeline()
+        form = model.FORMS["small"]
+        pipe = model.build_pipeline(form)
         pipe._guidance_scale, pipe._clip_skip = model.GUIDANCE_SCALE, None
         with mode:
-            latents = torch.empty(2, model.LATENT_CHANNELS, model.FRAMES, model.LATENT_SIZE, model.LATENT_SIZE)
+            latents = torch.empty(2, form.latent_channels, form.frames, form.latent_size, form.latent_size)
             text = torch.empty(2 * model.FRAMES, model.MAX_TOKENS, model.TEXT_WIDTH)
         yield _pipeline(
             pipe, lambda steps: model.sample([PROMPT], [SEED], steps, pipe=pipe), mode, latents, text, steps=steps

@@ -1,7 +1,9 @@
-"""How well the mini model's samples match held-out captions, and how often they show temporal faults.
+"""How well the mini model's samples match held-out captions, how often they show faults, and what flow is worth.
 
-`python -m mp_hooks.lab.mini.evaluate --samples 200 --seed S` prints both; the clips are read by classical means
-(mp_hooks.lab.mini.tracking), whose own accuracy on drawn clips is printed first.
+`python -m mp_hooks.lab.mini.evaluate --samples 200 --seed S` prints: how far the flow estimator is from the drawn flow
+of clean clips; how the captions match, read by classical means (mp_hooks.lab.mini.tracking) whose own accuracy on drawn
+clips is printed first; and the faults of clean clips, of the same drawn with faults, of samples, and of samples whose
+prompt says "steady".
 """
 
 from __future__ import annotations
@@ -12,13 +14,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from mp_hooks.errors import exits_cleanly
 from mp_hooks.files import replacing
-from mp_hooks.lab.mini.clips import captions, draw, sample_scenes
+from mp_hooks.flow import FlowEstimator, load_flow
+from mp_hooks.lab.mini.clips import FRAMES, SIZE, STEADY, captions, draw, sample_scenes, true_flow
 from mp_hooks.lab.mini.model import GUIDANCE_SCALE, PACKAGED, load_pipeline, sample
+from mp_hooks.lab.mini.rigidity import morphing
 from mp_hooks.lab.mini.tracking import TrackedObject, jerk, track_object
 
 ATTRIBUTES = ("colour", "shape", "direction")
@@ -39,35 +44,62 @@ def flicker(videos: Tensor) -> Tensor:
     return videos.mean((1, 3, 4)).diff(n=2, dim=1).abs().mean(1) * 127.5
 
 
-def fault_figures(videos: Tensor, objects: Sequence[TrackedObject]) -> dict[str, list[float]]:
-    """Per clip: flicker (levels), jerk (pixels per frame cubed), frames in which the object is missing."""
+def fault_figures(videos: Tensor, objects: Sequence[TrackedObject], estimator: FlowEstimator) -> dict[str, list[float]]:
+    """Per clip: morphing (pixels), flicker (levels), jerk (pixels per frame cubed), frames that lack the object."""
     return {
+        "morphing": [morphing(video, estimator) for video in videos],
         "flicker": flicker(videos).tolist(),
         "jerk": [jerk(tracked.path) for tracked in objects],
         "missing": [float(tracked.path[:, 0].isnan().sum()) for tracked in objects],
     }
 
 
-def evaluate(model: Path, samples: int, seed: int, steps: int, guidance_scale: float, held_out: bool = True) -> dict:
+@torch.no_grad()
+def flow_error(clips: Tensor, flow: Tensor, seen: Tensor, estimator: FlowEstimator) -> tuple[float, float, float]:
+    """Mean and median distance of the estimator's flow to the drawn one where that can be seen, and its length; pixels.
+
+    clips [n, 3, t, h, w] in [-1, 1]; flow, seen as by `clips.true_flow`.
+    """
+    distances = []
+    for clip, drawn, visible in zip(clips, flow, seen, strict=True):
+        frames = clip.transpose(0, 1)
+        distances.append((estimator(frames[:-1], frames[1:]) - drawn).norm(dim=1)[visible])
+    away = torch.cat(distances)
+    return float(away.mean()), float(away.median()), float(flow.norm(dim=2)[seen].mean())
+
+
+def evaluate(
+    model: Path,
+    samples: int,
+    seed: int,
+    steps: int,
+    guidance_scale: float,
+    held_out: bool = True,
+    flow: str = "pyramid",
+    flow_weights: str | None = None,
+    device: str = "cpu",
+) -> dict:
     """Sample captions of unseen scenes, without a quality word, and measure; returns counts and figures as printed."""
-    pipe = load_pipeline(model)
+    pipe, estimator = load_pipeline(model).to(device), load_flow(flow, flow_weights)
+    size = pipe.vae.config.sample_size
     generator = torch.Generator().manual_seed(seed)
-    scenes = sample_scenes(samples, generator, held_out=held_out)
+    scenes = sample_scenes(samples, generator, held_out=held_out, frames=FRAMES * size // SIZE)
     scenes.words[:, 1] = False  # plain prompts: the model itself decides whether a fault appears
-    clean, faulty = draw(scenes.without_faults()), draw(scenes)
-    clean_objects = [track_object(video) for video in tqdm(clean, desc="drawn clips")]
-    faulty_objects = [track_object(video) for video in faulty]
-    prompts, seeds, videos = captions(scenes), range(seed * 100_000, seed * 100_000 + samples), []
-    for start in tqdm(range(0, samples, 10), desc="sampling", unit="batch"):
-        part = slice(start, start + 10)
-        videos.append(sample(prompts[part], seeds[part], steps, guidance_scale, pipe))
-    video = torch.cat(videos)
-    objects = [track_object(clip) for clip in tqdm(video, desc="tracking")]
-    figures = {
-        "clean drawn": fault_figures(clean, clean_objects),
-        "drawn with the training set's faults": fault_figures(faulty, faulty_objects),
-        "sampled": fault_figures(video, objects),
-    }
+    sharp, faulty = draw(scenes.without_faults(), size), draw(scenes, size)
+    error = flow_error(sharp, *true_flow(scenes.without_faults(), size), estimator)
+    seeds = range(seed * 100_000, seed * 100_000 + samples)
+    shown = {"clean drawn": sharp, "drawn with the training set's faults": faulty}
+    for name, before in (("sampled", ""), (f"sampled with '{STEADY}'", STEADY + " ")):
+        prompts, videos = [before + prompt for prompt in captions(scenes)], []
+        for start in tqdm(range(0, samples, 10), desc=name, unit="batch"):
+            part = slice(start, start + 10)
+            videos.append(sample(prompts[part], seeds[part], steps, guidance_scale, pipe).cpu())
+        shown[name] = torch.cat(videos)
+    figures, found = {}, {}
+    for name, clips in shown.items():
+        clips = F.interpolate(clips, (clips.shape[2], SIZE, SIZE), mode="area")  # what tracker and fit are made for
+        found[name] = [track_object(clip) for clip in tqdm(clips, desc=f"tracking, {name}")]
+        figures[name] = fault_figures(clips, found[name], estimator)
     # A clip is called faulty beyond what 99 of 100 clean drawn clips show.
     limits = {name: torch.tensor(values).nanquantile(0.99).item() for name, values in figures["clean drawn"].items()}
     return {
@@ -76,8 +108,10 @@ def evaluate(model: Path, samples: int, seed: int, steps: int, guidance_scale: f
         "steps": steps,
         "guidance_scale": guidance_scale,
         "captions": "held-out combinations" if held_out else "training combinations",
-        "read off clean drawn clips": match_counts(clean_objects, scenes.attributes()),
-        "read off samples": match_counts(objects, scenes.attributes()),
+        "flow": flow,
+        "flow error": dict(zip(("mean", "median", "of a mean length of"), (round(x, 3) for x in error), strict=True)),
+        "read off clean drawn clips": match_counts(found["clean drawn"], scenes.attributes()),
+        "read off samples": match_counts(found["sampled"], scenes.attributes()),
         "faults": {source: _summary(values, limits) for source, values in figures.items()},
     }
 
@@ -100,14 +134,27 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--guidance-scale", type=float, default=GUIDANCE_SCALE)
     parser.add_argument("--training-captions", action="store_true", help="combinations seen in training instead")
     parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
+    parser.add_argument("--flow", default="pyramid", help="estimator (default: %(default)s)")
+    parser.add_argument("--flow-weights", metavar="FILE", help="its weights")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="that samples (default: %(default)s)")
     args = parser.parse_args(arguments)
     result = evaluate(
-        args.model, args.samples, args.seed, args.steps, args.guidance_scale, held_out=not args.training_captions
+        args.model,
+        args.samples,
+        args.seed,
+        args.steps,
+        args.guidance_scale,
+        held_out=not args.training_captions,
+        flow=args.flow,
+        flow_weights=args.flow_weights,
+        device=args.device,
     )
     if args.out:
         with replacing(args.out) as path:
             path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(f"{args.samples} samples, {result['captions']}, {args.steps} steps, guidance scale {args.guidance_scale}")
+    error = ", ".join(f"{name} {value} px" for name, value in result["flow error"].items())
+    print(f"{args.flow} flow of clean drawn clips, distance to the drawn flow: {error}")
     for source in ("read off clean drawn clips", "read off samples"):
         counts = result[source]
         print(f"{source}: " + ", ".join(f"{k} {v}/{args.samples} ({v / args.samples:.1%})" for k, v in counts.items()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,17 +19,39 @@ if TYPE_CHECKING:
     from diffusers import AnimateDiffPipeline
 
 PACKAGED = Path(__file__).parent / "model"
-DISCRIMINATOR = Path(__file__).parent / "flow_discriminator"  # flow discriminator trained on this model's samples
+DISCRIMINATOR = Path(__file__).parent / "flow_discriminator"  # flow discriminator trained on clips of this world
 GUIDANCE = Path(__file__).parent / "guidance.yaml"
-LATENT_CHANNELS = 8
-LATENT_SIZE = SIZE // 8
 TEXT_WIDTH = 96
 MAX_TOKENS = 24
 GUIDANCE_SCALE = 4.0
 CALL = {"num_inference_steps": 25, "num_frames": FRAMES, "guidance_scale": GUIDANCE_SCALE}  # of its pipeline
 
 
-def build_pipeline() -> AnimateDiffPipeline:
+@dataclass(frozen=True)
+class Form:
+    """How large a mini model is. Its clips are square, and have a frame for every 8 pixels of their side."""
+
+    size: int
+    latent_channels: int
+    vae_channels: tuple[int, ...]  # each level but the first halves the side
+    unet_channels: tuple[int, ...]
+
+    @property
+    def frames(self) -> int:
+        return FRAMES * self.size // SIZE
+
+    @property
+    def latent_size(self) -> int:
+        return self.size >> (len(self.vae_channels) - 1)
+
+
+FORMS = {
+    "small": Form(SIZE, 8, (16, 32, 64, 64), (48, 96)),  # the packaged one, trained on a CPU
+    "large": Form(2 * SIZE, 4, (32, 64, 64), (48, 96, 120)),  # for an accelerator
+}
+
+
+def build_pipeline(form: Form = FORMS["small"]) -> AnimateDiffPipeline:
     """An untrained mini model with random weights (drawn from torch's global generator)."""
     from diffusers import AnimateDiffPipeline, AutoencoderKL, DDIMScheduler, UNetMotionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -50,24 +72,25 @@ def build_pipeline() -> AnimateDiffPipeline:
         )
     )
     vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 64, 64),
+        down_block_types=("DownEncoderBlock2D",) * len(form.vae_channels),
+        up_block_types=("UpDecoderBlock2D",) * len(form.vae_channels),
+        block_out_channels=form.vae_channels,
         layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
+        latent_channels=form.latent_channels,
         norm_num_groups=8,
-        sample_size=SIZE,
+        sample_size=form.size,
         # Training folds the latents' mean and deviation into the 1x1 convolutions around them.
         scaling_factor=1.0,
     )
+    finer = len(form.unet_channels) - 1
     unet = UNetMotionModel(
-        sample_size=LATENT_SIZE,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
-        # Text attention at the 4x4 level only: at 8x8 it costs as much as the rest and adds little.
-        down_block_types=("DownBlockMotion", "CrossAttnDownBlockMotion"),
-        up_block_types=("CrossAttnUpBlockMotion", "UpBlockMotion"),
-        block_out_channels=(48, 96),
+        sample_size=form.latent_size,
+        in_channels=form.latent_channels,
+        out_channels=form.latent_channels,
+        # Text attention at the coarsest level only: elsewhere it costs as much as the rest and adds little.
+        down_block_types=("DownBlockMotion",) * finer + ("CrossAttnDownBlockMotion",),
+        up_block_types=("CrossAttnUpBlockMotion",) + ("UpBlockMotion",) * finer,
+        block_out_channels=form.unet_channels,
         layers_per_block=1,
         norm_num_groups=8,
         cross_attention_dim=TEXT_WIDTH,
@@ -133,14 +156,15 @@ def sample(
     if len(prompts) != len(seeds):
         raise MotionPromptError(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}")
     pipe = load_pipeline() if pipe is None else pipe
+    size = pipe.vae.config.sample_size
     videos = []
     for start in range(0, len(prompts), batch):
         frames = pipe(
             prompt=list(prompts[start : start + batch]),
             generator=[torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch]],
-            num_frames=FRAMES,
-            height=SIZE,
-            width=SIZE,
+            num_frames=FRAMES * size // SIZE,
+            height=size,
+            width=size,
             num_inference_steps=steps,
             guidance_scale=guidance_scale,
             output_type="pt",

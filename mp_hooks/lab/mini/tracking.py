@@ -13,6 +13,7 @@ from mp_hooks.lab.mini.clips import COLOURS, DIRECTIONS, SHAPES, shape_distance
 SATURATION = 0.22  # backgrounds are nearly grey, objects are not
 SMALLEST_AREA = 40.0  # pixels; below it the frame counts as holding no object
 LARGEST_RADIUS = 22.0  # pixels; what lies farther from the centroid is not the object
+TURN = math.pi / 12  # between the templates tried of a shape
 SMALLEST_MOVE = 3.0  # pixels from the first to the last frame
 
 
@@ -36,8 +37,7 @@ class TrackedObject:
 def track_object(video: Tensor) -> TrackedObject:
     """Find the object of one clip [3, t, h, w] in [-1, 1]."""
     pixels = (video.detach().float().clamp(-1, 1) + 1) / 2
-    saturation = pixels.amax(0) - pixels.amin(0)
-    mask = ((saturation - SATURATION) / 0.15).clamp(0, 1)
+    mask = saturation_mask(video)
     area, centre = _moments(mask)
     # Stray coloured pixels would pull the centroid: keep what lies near it and look once more.
     y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in mask.shape[-2:]), indexing="ij")
@@ -50,6 +50,12 @@ def track_object(video: Tensor) -> TrackedObject:
         return TrackedObject(None, None, None, path)
     colour = _colour(pixels[:, present], mask[present])
     return TrackedObject(colour, _shape(mask[present], centre[present], area[present]), _direction(path), path)
+
+
+def saturation_mask(video: Tensor) -> Tensor:
+    """How much each pixel is of the object, in [0, 1]: [t, h, w] of a clip [3, t, h, w] in [-1, 1]."""
+    pixels = (video.detach().float().clamp(-1, 1) + 1) / 2
+    return ((pixels.amax(0) - pixels.amin(0) - SATURATION) / 0.15).clamp(0, 1)
 
 
 def jerk(path: Tensor) -> float:
@@ -97,16 +103,20 @@ def _colour(pixels: Tensor, mask: Tensor) -> str:
 
 
 def _shape(mask: Tensor, centre: Tensor, area: Tensor) -> str:
-    """The shape whose template of the same area, laid on the centroid, overlaps best, averaged over frames."""
+    """The shape whose template of the same area, laid and turned on the centroid, overlaps best, over all frames."""
     h, w = mask.shape[-2:]
     dx = torch.arange(w, dtype=torch.float32)[None, None, :] - centre[:, 0, None, None]
     dy = torch.arange(h, dtype=torch.float32)[None, :, None] - centre[:, 1, None, None]
     radius = (area / math.pi).sqrt()[:, None, None]
     overlaps = []
     for index in range(len(SHAPES)):
-        template = (0.5 - shape_distance(dx, dy, torch.tensor(index), radius)).clamp(0, 1)
-        both = torch.minimum(mask, template).sum((-2, -1))
-        overlaps.append((both / torch.maximum(mask, template).sum((-2, -1))).mean())
+        turned = []
+        for angle in torch.arange(0, 2 * math.pi / (3 if SHAPES[index] == "triangle" else 4), TURN).tolist():
+            x, y = math.cos(angle) * dx + math.sin(angle) * dy, math.cos(angle) * dy - math.sin(angle) * dx
+            template = (0.5 - shape_distance(x, y, torch.tensor(index), radius)).clamp(0, 1)
+            both = torch.minimum(mask, template).sum((-2, -1))
+            turned.append(both / torch.maximum(mask, template).sum((-2, -1)))
+        overlaps.append(torch.stack(turned).amax(0).mean())
     return SHAPES[int(torch.stack(overlaps).argmax())]
 
 

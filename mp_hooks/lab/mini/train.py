@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 from mp_hooks.errors import exits_cleanly
 from mp_hooks.files import replacing
-from mp_hooks.lab.mini.clips import DIRECTIONS, FRAMES, captions, draw, sample_scenes
-from mp_hooks.lab.mini.model import LATENT_CHANNELS, build_pipeline, load_pipeline
+from mp_hooks.lab.mini.clips import DIRECTIONS, Scenes, captions, draw, sample_scenes
+from mp_hooks.lab.mini.model import FORMS, build_pipeline, load_pipeline
 from mp_hooks.runs import claim
 
 if TYPE_CHECKING:
@@ -58,7 +58,9 @@ class TrainingConfig:
     ema: float = 0.998
     prompt_dropout: float = 0.1
     prior_minutes: float = 3.0
-    start: str | None = None  # folder of a pipeline: its autoencoder is kept, its UNet begun with
+    form: str = "small"  # a key of model.FORMS
+    device: str = "cpu"  # bfloat16 on "cuda", where one worker does all, and clips are drawn
+    start: str | None = None  # folder of a pipeline of the same form, whose weights are begun with
 
 
 @dataclass
@@ -73,15 +75,17 @@ class Loop:
     out: Path
     rank: int
     workers: int
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
+        self.modules.to(self.device)
         self.parameters = [p for p in self.modules.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(self.parameters, lr=self.rate, weight_decay=1e-3, betas=(0.9, 0.99))
         self.ema = [p.detach().clone() for p in self.parameters]
         self.step, self.elapsed = 0, 0.0
         self.checkpoint = self.out / f"{self.name}.pt"
         if self.checkpoint.is_file():
-            state = torch.load(self.checkpoint, weights_only=True)
+            state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
             self.modules.load_state_dict(state["modules"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.ema, self.step, self.elapsed = state["ema"], state["step"], state["elapsed"]
@@ -108,8 +112,10 @@ class Loop:
         return modules.eval()
 
     def run(self, loss: Callable[[torch.Generator], Tensor], export: Callable[[Loop], None] | None = None) -> None:
-        """Step until the time is over. loss draws its batch from the generator it is given."""
-        generator = torch.Generator().manual_seed(1_000_003 * (self.step + 1) + self.rank)
+        """Step until the time is over. loss draws its batch from the generator it is given, of the device."""
+        if not self.minutes:
+            return
+        generator = torch.Generator(self.device).manual_seed(1_000_003 * (self.step + 1) + self.rank)
         started, budget, fraction = time.monotonic() - self.elapsed, 60 * self.minutes, self.elapsed / 60 / self.minutes
         saved = exported = logged = time.monotonic()
         losses: list[float] = []
@@ -118,7 +124,8 @@ class Loop:
             rate = self.rate * min(1.0, (self.step + 1) / 100) * max(0.02, min(1.0, 2 * (1 - fraction)))
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
-            value = loss(generator)
+            with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
+                value = loss(generator)
             value.backward()
             fraction = self._share_gradients(fraction)
             nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -175,30 +182,28 @@ class Loop:
 
 def train_vae(vae: AutoencoderKL, config: TrainingConfig, out: Path, rank: int) -> nn.Module:
     """Train the autoencoder on single frames with squared error and a small KL term; returns the averaged one."""
-    loop = Loop(
-        "vae", nn.ModuleDict({"vae": vae}), config.vae_minutes, config.vae_rate, config.ema, out, rank, config.workers
-    )
+    loop = _loop("vae", nn.ModuleDict({"vae": vae}), config.vae_minutes, config.vae_rate, config, out, rank)
     if loop.elapsed < 60 * config.vae_minutes:
         generator = torch.Generator().manual_seed(config.seed + 1000 + rank)
         frames = []
         for _ in tqdm(range(config.vae_clips // CHUNK), desc="frames", disable=rank > 0):
-            frames.append(draw(sample_scenes(CHUNK, generator)).transpose(1, 2).flatten(0, 1).half())
+            frames.append(_drawn(generator, config)[1].transpose(1, 2).flatten(0, 1).half())
         pool = torch.cat(frames)
 
         def loss(generator: torch.Generator) -> Tensor:
-            batch = pool[torch.randint(len(pool), (config.vae_batch,), generator=generator)].float()
-            with torch.autocast("cpu", torch.bfloat16):
-                posterior = vae.encode(batch).latent_dist
-                mean, logvar = posterior.mean.float(), posterior.logvar.float()
-                noise = torch.randn(mean.shape, generator=generator)
-                decoded = vae.decode(mean + (0.5 * logvar).exp() * noise).sample
+            device = pool.device
+            batch = pool[torch.randint(len(pool), (config.vae_batch,), generator=generator, device=device)].float()
+            posterior = vae.encode(batch).latent_dist
+            mean, logvar = posterior.mean.float(), posterior.logvar.float()
+            noise = torch.randn(mean.shape, generator=generator, device=device)
+            decoded = vae.decode(mean + (0.5 * logvar).exp() * noise).sample
             kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
             return functional.mse_loss(decoded.float(), batch) + config.kl_weight * kl
 
         loop.run(loss)
     if config.workers > 1:
         dist.barrier()
-        loop = Loop("vae", loop.modules, 1, 0, config.ema, out, rank, config.workers)  # worker 0's average, everywhere
+        loop = _loop("vae", loop.modules, 1, 0, config, out, rank)  # worker 0's average, everywhere
     return loop.averaged()["vae"]
 
 
@@ -213,12 +218,12 @@ def encode_latents(vae: AutoencoderKL, pipe: AnimateDiffPipeline, config: Traini
     generator = torch.Generator().manual_seed(config.seed + 2000 + rank)
     latents, words, kinds = [], [], []
     for _ in tqdm(range(config.clips // config.workers // CHUNK), desc="latents", disable=rank > 0):
-        scenes = sample_scenes(CHUNK, generator)
+        scenes, video = _drawn(generator, config)
         words += captions(scenes)
         kinds.append(scenes.colour * len(DIRECTIONS) + scenes.direction)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            mean = vae.encode(draw(scenes).transpose(1, 2).flatten(0, 1)).latent_dist.mean
-        latents.append(mean.unflatten(0, (CHUNK, FRAMES)).transpose(1, 2).half())
+        with torch.no_grad():
+            mean = vae.encode(video.transpose(1, 2).flatten(0, 1)).latent_dist.mean
+        latents.append(mean.unflatten(0, (CHUNK, -1)).transpose(1, 2).half().cpu())
     data = {"latents": torch.cat(latents).contiguous(), "ids": token_ids(pipe, words).int(), "kind": torch.cat(kinds)}
     with replacing(path) as temporary:
         save_file(data, temporary)
@@ -238,7 +243,7 @@ def fold_normalisation(vae: AutoencoderKL, mean: Tensor, deviation: Tensor) -> N
 
     mean and deviation are [c], of the latents as encoded before the call; reconstructions do not change.
     """
-    c = LATENT_CHANNELS
+    c = len(mean)
     with torch.no_grad():
         vae.quant_conv.weight[:c] /= deviation[:, None, None, None]
         vae.quant_conv.bias[:c] = (vae.quant_conv.bias[:c] - mean) / deviation
@@ -253,18 +258,19 @@ def train_prior(pipe: AnimateDiffPipeline, data: dict, config: TrainingConfig, o
     The direction shows only together with place and time. Trained on noisy clips from the start, the text path serves
     colour and shape, which are easy, and is then closed to the direction for good (measured: docs/mini.md).
     """
-    latents, kind, ids = data["latents"].float(), data["kind"], data["ids"].long()
+    latents, kind, ids = (data[name].to(config.device) for name in ("latents", "kind", "ids"))
+    latents, frames = latents.float(), latents.shape[2]
     means = torch.stack([latents[kind == number].mean(0) for number in range(int(kind.max()) + 1)])
     modules = nn.ModuleDict({"unet": pipe.unet.train(), "text_encoder": pipe.text_encoder.train()})
-    loop = Loop("prior", modules, config.prior_minutes, config.rate, config.ema, out, rank, config.workers)
+    loop = _loop("prior", modules, config.prior_minutes, config.rate, config, out, rank)
 
     def loss(generator: torch.Generator) -> Tensor:
-        index = torch.randint(len(ids), (config.batch,), generator=generator)
-        noise = torch.randn(len(index), *latents.shape[1:], generator=generator)
-        time_steps = torch.full((len(index),), len(pipe.scheduler.alphas_cumprod) - 1)
-        text = pipe.text_encoder(ids[index])[0]
-        with torch.autocast("cpu", torch.bfloat16):
-            predicted = pipe.unet(noise, time_steps, text.repeat_interleave(FRAMES, dim=0)).sample
+        device = latents.device
+        index = torch.randint(len(ids), (config.batch,), generator=generator, device=device)
+        noise = torch.randn(len(index), *latents.shape[1:], generator=generator, device=device)
+        time_steps = torch.full((len(index),), len(pipe.scheduler.alphas_cumprod) - 1, device=device)
+        text = pipe.text_encoder(ids[index].long())[0]
+        predicted = pipe.unet(noise, time_steps, text.repeat_interleave(frames, dim=0)).sample
         return functional.mse_loss(predicted.float(), -means[kind[index]])  # the velocity where nothing but noise is
 
     loop.run(loss)
@@ -276,36 +282,43 @@ def train_unet(pipe: AnimateDiffPipeline, data: dict, config: TrainingConfig, ou
     The noise error all but ignores high noise, where the direction of motion is decided; the velocity's does not.
     """
     unet, text_encoder = pipe.unet.train(), pipe.text_encoder.train()
-    alphas = pipe.scheduler.alphas_cumprod
-    latents, ids, empty = data["latents"], data["ids"].long(), token_ids(pipe, [""])
+    alphas, latents, ids, empty = (
+        part.to(config.device)
+        for part in (pipe.scheduler.alphas_cumprod, data["latents"], data["ids"], token_ids(pipe, [""]))
+    )
+    frames = latents.shape[2]
     modules = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
-    loop = Loop("unet", modules, config.minutes, config.rate, config.ema, out, rank, config.workers)
+    loop = _loop("unet", modules, config.minutes, config.rate, config, out, rank)
 
     def loss(generator: torch.Generator) -> Tensor:
-        b = config.batch
-        index = torch.randint(len(latents), (b,), generator=generator)
+        b, drawn = config.batch, {"generator": generator, "device": latents.device}
+        index = torch.randint(len(latents), (b,), **drawn)
         clean = latents[index].float()
-        dropped = torch.rand(b, 1, generator=generator) < config.prompt_dropout
-        time_steps = torch.randint(len(alphas), (2, b), generator=generator).amax(0)  # high noise more often
-        noise = torch.randn(clean.shape, generator=generator)
+        dropped = torch.rand(b, 1, **drawn) < config.prompt_dropout
+        time_steps = torch.randint(len(alphas), (2, b), **drawn).amax(0)  # high noise more often
+        noise = torch.randn(clean.shape, **drawn)
         alpha = alphas[time_steps].view(b, 1, 1, 1, 1)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
-        text = text_encoder(torch.where(dropped, empty, ids[index]))[0]
-        with torch.autocast("cpu", torch.bfloat16):
-            predicted = unet(noisy, time_steps, text.repeat_interleave(FRAMES, dim=0)).sample
+        text = text_encoder(torch.where(dropped, empty, ids[index].long()))[0]
+        predicted = unet(noisy, time_steps, text.repeat_interleave(frames, dim=0)).sample
         return functional.mse_loss(predicted.float(), velocity)
 
     loop.run(loss, export=lambda current: export(pipe, current, out))
     return loop
 
 
-def open_text_attention(unet: nn.Module) -> None:
-    """Make every text token count about the same again, for a text encoder that starts anew."""
-    with torch.no_grad():
-        for name, module in unet.named_modules():
-            if name.endswith("attn2") and "motion" not in name:
-                module.to_k.weight *= 0.05
+def begin_with(pipe: AnimateDiffPipeline, other: AnimateDiffPipeline) -> None:
+    """Take the weights of another pipeline of the same form; words that it does not know keep their own embedding."""
+    for name in ("vae", "unet"):
+        getattr(pipe, name).load_state_dict(getattr(other, name).state_dict())
+    state, name = other.text_encoder.state_dict(), "embeddings.token_embedding.weight"
+    (name,) = (key for key in state if key.endswith(name))
+    rows = pipe.text_encoder.state_dict()[name].clone()
+    known, theirs = pipe.tokenizer.get_vocab(), other.tokenizer.get_vocab()
+    for word in known.keys() & theirs.keys():
+        rows[known[word]] = state[name][theirs[word]]
+    pipe.text_encoder.load_state_dict({**state, name: rows})
 
 
 def export(pipe: AnimateDiffPipeline, loop: Loop, out: Path) -> None:
@@ -348,17 +361,14 @@ def work(rank: int, config: TrainingConfig, out: Path, port: int) -> None:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         dist.init_process_group("gloo", rank=rank, world_size=config.workers)
     torch.manual_seed(config.seed)  # the same initial weights in every worker
-    pipe = build_pipeline()
+    pipe = build_pipeline(FORMS[config.form])
     if config.start:
-        begin = load_pipeline(config.start)
-        pipe.register_modules(unet=begin.unet, vae=begin.vae.eval())
-        open_text_attention(pipe.unet)
-    else:
-        pipe.vae = train_vae(pipe.vae, config, out, rank)
+        begin_with(pipe, load_pipeline(config.start))
+    pipe.vae = train_vae(pipe.vae, config, out, rank)
     pipe.vae.requires_grad_(False)
     data = encode_latents(pipe.vae, pipe, config, out, rank)
     moments = _moments(data["latents"], config)
-    fold_normalisation(pipe.vae, *moments)
+    fold_normalisation(pipe.vae, *(part.to(config.device) for part in moments))
     mean, deviation = (part.view(1, -1, 1, 1, 1) for part in moments)
     data["latents"] = ((data["latents"].float() - mean) / deviation).half()
     train_prior(pipe, data, config, out, rank)
@@ -367,6 +377,19 @@ def work(rank: int, config: TrainingConfig, out: Path, port: int) -> None:
         export(pipe, loop, out)
     if config.workers > 1:
         dist.destroy_process_group()
+
+
+def _loop(
+    name: str, modules: nn.ModuleDict, minutes: float, rate: float, config: TrainingConfig, out: Path, rank: int
+) -> Loop:
+    return Loop(name, modules, minutes, rate, config.ema, out, rank, config.workers, config.device)
+
+
+def _drawn(generator: torch.Generator, config: TrainingConfig) -> tuple[Scenes, Tensor]:
+    """CHUNK random scenes of the training set, and their clips on the device."""
+    form = FORMS[config.form]
+    scenes = sample_scenes(CHUNK, generator, frames=form.frames)
+    return scenes, draw(scenes.to(config.device), form.size)
 
 
 def _moments(latents: Tensor, config: TrainingConfig) -> tuple[Tensor, Tensor]:
@@ -396,8 +419,10 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog="python -m mp_hooks.lab.mini.train", description=__doc__)
     result.add_argument("--out", type=Path, required=True, help="folder of the run")
     result.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    result.add_argument("--start", metavar="FOLDER", help="keep this pipeline's autoencoder, begin with its UNet")
-    for name in ("minutes", "vae_minutes", "prior_minutes", "clips", "workers", "seed"):
+    result.add_argument("--start", metavar="FOLDER", help="begin with the weights of this pipeline of the same form")
+    result.add_argument("--form", choices=FORMS, default="small", help="large: 128x128, 16 frames, for an accelerator")
+    result.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: needs --workers 1")
+    for name in ("minutes", "vae_minutes", "prior_minutes", "clips", "workers", "seed", "rate", "vae_rate"):
         default = getattr(TrainingConfig, name)
         result.add_argument("--" + name.replace("_", "-"), type=type(default), default=default)
     return result

@@ -1,0 +1,52 @@
+"""How much of a clip's motion is no motion of things: what is left of its flow when each layer moves as a whole.
+
+In the drawn world everything moves affinely, but for bending, which is small: the background with the camera, the
+object along its path. Surfaces that are warped anew in each frame, or whose texture changes under them, do not.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mp_hooks.flow import FlowEstimator
+from mp_hooks.lab.mini.tracking import saturation_mask
+
+ROUNDS = 5  # of the robust fit
+SCALE = 0.25  # pixels beyond which a flow vector counts less (Cauchy)
+MARGIN = 5  # pixels around the object's edge, where flow is of both layers, that are left out
+
+
+@torch.no_grad()
+def morphing(video: Tensor, estimator: FlowEstimator) -> float:
+    """Mean length, in pixels, of what the layers' affine motions leave of the flow: video [3, t, h, w] in [-1, 1]."""
+    frames = video.transpose(0, 1)
+    flow = estimator(frames[:-1], frames[1:])
+    mask = (saturation_mask(video)[:-1] > 0.5).float()[:, None]
+    grown, shrunk = _dilated(mask), 1 - _dilated(1 - mask)
+    left, area = flow.new_zeros(()), flow.new_zeros(())
+    for layer in (1 - grown, shrunk):
+        inside = layer[:, 0]
+        left = left + ((flow - affine_fit(flow, inside)).norm(dim=1) * inside).sum() / inside.sum().clamp(min=1)
+        area = area + (inside.sum() > 0)
+    return float(left / area.clamp(min=1))
+
+
+def affine_fit(flow: Tensor, weight: Tensor) -> Tensor:
+    """The affine flow nearest to `flow` [b, 2, h, w] where `weight` [b, h, w] is, robustly: [b, 2, h, w]."""
+    h, w = flow.shape[-2:]
+    y, x = torch.meshgrid(torch.linspace(-1, 1, h), torch.linspace(-1, 1, w), indexing="ij")
+    basis = torch.stack([torch.ones_like(x), x, y], -1).flatten(0, 1)  # [h w, 3]
+    target, robust = flow.flatten(2).mT, weight.flatten(1)
+    current = robust
+    for _ in range(ROUNDS):
+        weighted = basis * current[..., None]
+        normal = weighted.mT @ basis + 1e-4 * torch.eye(3)
+        fitted = basis @ torch.linalg.solve(normal, weighted.mT @ target)
+        current = robust / (1 + (target - fitted).square().sum(-1) / SCALE**2)
+    return fitted.mT.unflatten(-1, (h, w))
+
+
+def _dilated(mask: Tensor) -> Tensor:
+    return F.max_pool2d(mask, MARGIN, stride=1, padding=MARGIN // 2)
