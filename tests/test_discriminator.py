@@ -38,6 +38,7 @@ from mp_hooks.discriminator.train import Training, TrainingConfig, fit, flip, tu
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.flow import load_flow, warp
 from mp_hooks.guidance.objective import total_variation
+from mp_hooks.lab import mini
 from mp_hooks.video import write_video
 
 TINY = DiscriminatorConfig(image_size=32, width=32, depth=1, heads=2)
@@ -554,6 +555,22 @@ def test_evaluation_tells_sources_faults_and_what_the_gradient_asks_for(
     assert main(["flow", "extract", "--videos", str(videos / "real"), "--out", shards, "--pairs", "2"]) == 0
     assert main([*command, "--real", shards]) == 0
     assert "give --real a folder of videos" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_what_it_sees_of_drawn_faults(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("diffusers")
+    assert main(["discriminator", "eval", str(mini.DISCRIMINATOR), "--drawn", "8"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"AUC per clip, clean against faulty: [01]\.\d\d; samples: [01]\.\d\d", printed)
+    assert "rank correlation of the logit with morphing, samples" in printed
+    assert printed.count("AUC in z0_hat at step") == 7
+
+
+@pytest.mark.parametrize("given", [[], ["--real", "somewhere"]])
+def test_evaluation_needs_something_to_look_at(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["discriminator", "eval", "default", *given]) == 2
+    assert "--real and --fake" in capsys.readouterr().err
 
 
 def test_preference_among_pairs_counts_wins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

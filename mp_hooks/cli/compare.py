@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-METHODS = ("baseline", "motionprompt", "paper", "word", "search", "freeinit", "latent")
+METHODS = (
+    *("baseline", "motionprompt", "paper", "discriminator", "word", "steady"),
+    *("search", "freeinit", "latent", "refine"),
+)
 CHEAPER = "balanced"  # and not 'fast', whose tiny decoder does not know the mini model's latents
 
 

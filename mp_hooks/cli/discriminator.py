@@ -38,8 +38,14 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     evaluate.add_argument(
         "model", type=Path, metavar="MODEL", help="folder of the discriminator, OWNER/NAME on the hub, or 'default'"
     )
-    _add_videos(evaluate)
+    _add_videos(evaluate, required=False)
     _add_flow(evaluate)
+    evaluate.add_argument(
+        "--drawn",
+        type=positive,
+        metavar="CLIPS",
+        help="what it sees of faults on so many clips of the mini model's world, and in what is predicted of them",
+    )
     evaluate.add_argument(
         "--held-out",
         action="store_true",
@@ -82,10 +88,10 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     pairs.set_defaults(run=_pairs)
 
 
-def _add_videos(parser: argparse.ArgumentParser) -> None:
+def _add_videos(parser: argparse.ArgumentParser, required: bool = True) -> None:
     for option, videos in (("--real", "real videos"), ("--fake", "generated videos")):
         words = f"{videos} as a folder or a file of paths, or their flow"
-        parser.add_argument(option, type=Path, required=True, metavar="DIR|LIST", help=words)
+        parser.add_argument(option, type=Path, required=required, metavar="DIR|LIST", help=words)
     _add_exclude(parser)
 
 
@@ -211,6 +217,22 @@ def _load(model: Path) -> FlowDiscriminator:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    from mp_hooks.errors import MotionPromptError
+
+    if (args.real is None) != (args.fake is None) or not (args.real or args.drawn):
+        raise MotionPromptError("give --real and --fake, folders of videos or of their flow, or --drawn CLIPS, or all")
+    model = _load(args.model)
+    if args.real:
+        _evaluate_on_videos(args, model)
+    if args.drawn:
+        from mp_hooks.lab.mini.evaluate_discriminator import evaluate
+
+        for line in evaluate(model, args.drawn, args.flow_weights):
+            print(line, flush=True)
+    return 0
+
+
+def _evaluate_on_videos(args: argparse.Namespace, model: FlowDiscriminator) -> None:
     from mp_hooks.discriminator.data import settings_of, split_by_video
     from mp_hooks.discriminator.evaluation import (
         calibrate,
@@ -226,7 +248,6 @@ def _evaluate(args: argparse.Namespace) -> int:
     )
     from mp_hooks.discriminator.shards import gather, is_shards
 
-    model = _load(args.model)
     settings = replace(settings_of(model.config), pairs_per_clip=args.pairs, seed=args.seed)
     with TemporaryDirectory() as cache:
         data = gather(args.real, args.fake, Path(cache), model.config.flow, settings, args.exclude, args.flow_weights)
@@ -259,7 +280,6 @@ def _evaluate(args: argparse.Namespace) -> int:
     if args.calibrated:
         print(f"at temperature {calibrate(model, data):.2f}, {usefulness(model, data)}")
         model.save_pretrained(args.calibrated)
-    return 0
 
 
 def _corrupted(args: argparse.Namespace, model: FlowDiscriminator, data: FlowData) -> list[dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""What MotionPrompt has to beat: tokens by random search, direct latent guidance, FreeInit."""
+"""What MotionPrompt has to beat: tokens by random search, direct latent guidance, FreeInit, self-refining sampling."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mp_hooks import backbones
 from mp_hooks.backbones.diffusers.schedule import clean_latents
+from mp_hooks.config import MotionPromptConfig
 from mp_hooks.guidance import MotionPrompt, Step
 from mp_hooks.guidance.method import TokenOptimizer, Update
 from mp_hooks.guidance.schedule import guided_window
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from diffusers import AnimateDiffPipeline
 
 LATENT_RATE = 0.02  # of LatentGuidance, chosen like the other defaults (docs/mini.md)
+UNCERTAIN = 0.25  # of SelfRefining: change of z0_hat, in deviations of the latents, beyond which a place is refined
 
 
 class RandomSearch(TokenOptimizer):
@@ -99,3 +101,60 @@ def free_init(pipe: AnimateDiffPipeline) -> Iterator[None]:
         yield
     finally:
         pipe.disable_free_init()
+
+
+class SelfRefining:
+    """Self-refining video sampling (arXiv 2601.18577): predict z0_hat, perturb it to the same noise level, again.
+
+    At the steps that guidance would take, as often as makes an exact guided step's forward passes, 2 K + 1. Where two
+    predictions in a row agree (`UNCERTAIN`, ours) latents stay as they are. The same noise for every sample.
+    """
+
+    def __init__(self, pipe: AnimateDiffPipeline, config: MotionPromptConfig) -> None:
+        self.pipe, self.config = pipe, config
+        self.refinements = 2 * config.iterations + 1
+        self.hooks = Hooks()
+        self.generator = torch.Generator().manual_seed(0)
+        self.refined: Tensor | None = None  # latents of the step, to take the place of the pipeline's
+
+    def __enter__(self) -> None:
+        self.hooks.wrap(self.pipe.unet, "forward", self._around_denoiser)
+        self.hooks.wrap(self.pipe.scheduler, "step", self._around_step)
+
+    def __exit__(self, *_: object) -> None:
+        self.hooks.remove()
+
+    def _around_denoiser(
+        self, original: Callable[..., Any], sample: Tensor, timestep: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        output = original(sample, timestep, *args, **kwargs)
+        schedule = self.pipe.scheduler.timesteps
+        if int((schedule - timestep).abs().argmin()) not in guided_window(
+            len(schedule), self.config.start, self.config.stop
+        ):
+            return output
+        alpha = float(self.pipe.scheduler.alphas_cumprod[int(timestep)])
+        latents, both = sample.chunk(2)[0], output.sample
+        clean = self._clean(both, latents, timestep)
+        for _ in range(self.refinements):
+            noise = torch.randn(latents[:1].shape, generator=self.generator).to(latents)
+            perturbed = alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise
+            fresh = original(torch.cat([perturbed] * 2), timestep, *args, **kwargs).sample
+            again = self._clean(fresh, perturbed, timestep)
+            changed = (again - clean).abs().mean(1, keepdim=True) > UNCERTAIN
+            clean, latents = (torch.where(changed, *pair) for pair in ((again, clean), (perturbed, latents)))
+            both = torch.where(torch.cat([changed] * 2), fresh, both)
+        self.refined = latents
+        output.sample = both
+        return output
+
+    def _around_step(
+        self, original: Callable[..., Any], output: Tensor, timestep: Tensor, latents: Tensor, **kwargs: Any
+    ) -> Any:
+        refined, self.refined = self.refined, None
+        return original(output, timestep, latents if refined is None else refined, **kwargs)
+
+    def _clean(self, both: Tensor, latents: Tensor, timestep: Tensor) -> Tensor:
+        unconditional, conditional = both.chunk(2)
+        output = unconditional + self.pipe.guidance_scale * (conditional - unconditional)
+        return clean_latents(self.pipe.scheduler, latents, output, float(timestep))

@@ -12,7 +12,8 @@ from torch import Tensor
 from mp_hooks import backbones
 from mp_hooks.config import PRESETS, MotionPromptConfig
 from mp_hooks.guidance import MotionPrompt
-from mp_hooks.lab.experiments.baselines import LatentGuidance, SearchingMotionPrompt, free_init
+from mp_hooks.lab.experiments.baselines import LatentGuidance, SearchingMotionPrompt, SelfRefining, free_init
+from mp_hooks.lab.mini.clips import STEADY
 from mp_hooks.lab.mini.model import sample
 
 if TYPE_CHECKING:
@@ -49,8 +50,12 @@ METHODS = {
     BASELINE: SamplingMethod("plain sampling"),
     GUIDED: SamplingMethod("MotionPrompt", around=guided_with()),
     "paper": SamplingMethod("MotionPrompt with the paper's loss alone", around=guided_with(lambda_photo=0.0)),
+    "discriminator": SamplingMethod(
+        "MotionPrompt with the discriminator alone", around=guided_with(lambda_photo=0.0, lambda_tv=0.0)
+    ),
     "balanced": SamplingMethod("MotionPrompt, preset balanced", around=guided_with(**PRESETS["balanced"])),
     "word": SamplingMethod("the initial word appended", prompt=lambda prompt, config: f"{prompt} {config.init_word}"),
+    "steady": SamplingMethod(f"the word '{STEADY}' in front", prompt=lambda prompt, _: f"{STEADY} {prompt}"),
     "search": SamplingMethod(
         "tokens by random search", around=lambda pipe, config: guided(pipe, SearchingMotionPrompt(config))
     ),
@@ -58,6 +63,7 @@ METHODS = {
     "latent": SamplingMethod(
         "direct latent guidance", around=lambda pipe, config: LatentGuidance(pipe, MotionPrompt(config))
     ),
+    "refine": SamplingMethod("self-refining sampling", around=SelfRefining),
 }
 
 

@@ -40,6 +40,7 @@ from mp_hooks.lab.metrics import (
 )
 from mp_hooks.lab.mini.clips import captions, sample_scenes
 from mp_hooks.lab.mini.model import load_pipeline
+from mp_hooks.lab.mini.rigidity import morphing
 from mp_hooks.lab.mini.tracking import jerk, track_object, velocity
 from mp_hooks.runs import claim
 from mp_hooks.video import as_frames
@@ -50,6 +51,7 @@ SETTINGS_FILE, MEASURES_FILE = "experiment.json", "measures.json"
 MEASURES = {
     "flickering": Measure("temporal flickering (VBench)", 4, True),
     "warping": Measure("warping error x 1000", 3, False),
+    "morphing": Measure("morphing: flow that no layer's motion explains, px", 3, False),
     "logit": Measure("logit of the discriminator that guides", 3, True),
     "jerk": Measure("jerk of the object, px per frame cubed", 2, False),
     "missing": Measure("frames without the object", 2, False),
@@ -193,10 +195,12 @@ def sample_and_measure(experiment: Experiment, method: str, chunk: int, out: Pat
 def measure(frames: Tensor, wanted: tuple[str, str, str], estimator: FlowEstimator) -> dict[str, float]:
     """Every measure of one clip, uint8 [t, 3, h, w], whose caption named the attributes `wanted`."""
     flow = neighbouring_flow(frames, estimator)
-    tracked = track_object(frames.transpose(0, 1).float() / 127.5 - 1)
+    video = frames.transpose(0, 1).float() / 127.5 - 1
+    tracked = track_object(video)
     return {
         "flickering": temporal_flickering(frames),
         "warping": 1000 * warping_error(frames, flow),
+        "morphing": morphing(video, estimator),
         "jerk": jerk(tracked.path),
         "missing": float(tracked.path[:, 0].isnan().sum()),
         "dynamic": float(dynamic_degree(flow)),

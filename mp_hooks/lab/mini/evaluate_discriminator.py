@@ -1,14 +1,13 @@
 """Does a discriminator see faults of motion, and from which noise level on? Asked where faults are known: mini clips.
 
-`python -m mp_hooks.lab.mini.evaluate_discriminator DIR` prints: how it scores drawn clips with and without faults, and
-whether its score follows what the tracker measures; what "steady" in the prompt does to the score of samples; and
-whether it tells clean from faulty in z0_hat, which is what guidance shows it. All drawn clips pass the autoencoder.
+`motionprompt discriminator eval MODEL --drawn N` prints: how it scores drawn clips with and without faults, and whether
+its score follows the faults measured; what "steady" in the prompt does to the score of samples; and whether it tells
+clean from faulty in z0_hat, which is what guidance shows it. All drawn clips pass the autoencoder.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -17,12 +16,12 @@ from tqdm import tqdm
 
 from mp_hooks.discriminator import FlowDiscriminator
 from mp_hooks.discriminator.evaluation import auc
-from mp_hooks.errors import exits_cleanly
 from mp_hooks.flow import load_flow
 from mp_hooks.lab.metrics import clip_logits, compare, rank_correlation
 from mp_hooks.lab.mini.clips import STEADY, captions, draw, sample_scenes
 from mp_hooks.lab.mini.evaluate import flicker
-from mp_hooks.lab.mini.model import DISCRIMINATOR, PACKAGED, load_pipeline
+from mp_hooks.lab.mini.model import load_pipeline
+from mp_hooks.lab.mini.rigidity import morphing
 from mp_hooks.lab.mini.tracking import jerk, track_object
 from mp_hooks.lab.mini.train_discriminator import CHUNK, encoded, predicted, sampled
 
@@ -31,12 +30,17 @@ STEPS = [4, 8, 11, 14, 17, 20, 23]  # of 25
 
 
 @torch.no_grad()
-def evaluate(folder: Path, model: Path, clips: int, seed: int, steps: Sequence[int]) -> Iterable[str]:
-    """What is found, line by line."""
-    discriminator, pipe = FlowDiscriminator.from_pretrained(folder), load_pipeline(model)
-    flow = load_flow(discriminator.config.flow)
+def evaluate(
+    discriminator: FlowDiscriminator,
+    clips: int,
+    flow_weights: Path | None = None,
+    seed: int = SEED,
+    steps: Sequence[int] = STEPS,
+) -> Iterator[str]:
+    """What is found of so many clips of each kind, line by line. flow_weights: of the discriminator's estimator."""
+    pipe, flow, pyramid = load_pipeline(), load_flow(discriminator.config.flow, flow_weights), load_flow("pyramid")
     parts: dict[str, list[Tensor]] = {}
-    for chunk in tqdm(range(clips // CHUNK), desc="clips", unit="batch"):
+    for chunk in tqdm(range(-(-clips // CHUNK)), desc="drawn clips", unit="batch"):
         number = seed + CHUNK * chunk
         scenes = sample_scenes(CHUNK, torch.Generator().manual_seed(number), fault_share=1.0, held_out=None)
         scenes.words[:, :2] = False
@@ -55,6 +59,8 @@ def evaluate(folder: Path, model: Path, clips: int, seed: int, steps: Sequence[i
             parts.setdefault(name, []).append(clip_logits(batch, discriminator, flow))
         for name, batch in {**decoded, "samples": videos}.items():
             parts.setdefault(f"flicker of {name}", []).append(flicker(batch))
+            bent = torch.tensor([morphing(video, pyramid) for video in batch])
+            parts.setdefault(f"morphing of {name}", []).append(bent)
             jerks = torch.tensor([jerk(track_object(video).path) for video in batch])
             parts.setdefault(f"jerk of {name}", []).append(jerks)
     found = {name: torch.cat(values) for name, values in parts.items()}
@@ -70,7 +76,7 @@ def evaluate(folder: Path, model: Path, clips: int, seed: int, steps: Sequence[i
     rise = compare(found["samples"].tolist(), found[STEADY].tolist())
     way = float(found["clean"].mean() - found["samples"].mean())
     yield f'"{STEADY}" raises the logit of samples by {rise}, of {way:.3f} to clean clips: {rise.mean / way:.0%}'
-    for measure in ("flicker", "jerk"):
+    for measure in ("morphing", "flicker", "jerk"):
         for names in (["clean", "faulty"], ["samples"]):
             score = torch.cat([found[name] for name in names])
             fault = torch.cat([found[f"{measure} of {name}"] for name in names])
@@ -79,22 +85,3 @@ def evaluate(folder: Path, model: Path, clips: int, seed: int, steps: Sequence[i
     for step in steps:
         both = separation(f"clean {step}", f"faulty {step}"), separation(f"clean {step}", f"samples {step}")
         yield f"AUC in z0_hat at step {step} of 25, clean against faulty: {both[0]}; samples: {both[1]}"
-
-
-@exits_cleanly
-def main(arguments: Iterable[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m mp_hooks.lab.mini.evaluate_discriminator", description=__doc__)
-    parser.add_argument("discriminator", type=Path, nargs="?", default=DISCRIMINATOR, metavar="DIR")
-    parser.add_argument("--model", type=Path, default=PACKAGED, help="pipeline folder (default: the packaged one)")
-    parser.add_argument("--clips", type=int, default=64, help="of each kind (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--steps", type=int, nargs="+", default=STEPS, help="of 25 (default: %(default)s)")
-    args = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    for line in evaluate(args.discriminator, args.model, args.clips, args.seed, args.steps):
-        print(line, flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -46,7 +46,7 @@ class Form:
 
 
 FORMS = {
-    "small": Form(SIZE, 8, (16, 32, 64, 64), (48, 96)),  # the packaged one, trained on a CPU
+    "small": Form(SIZE, 16, (16, 32, 64, 64), (48, 96)),  # the packaged one, trained on a CPU
     "large": Form(2 * SIZE, 4, (32, 64, 64), (48, 96, 120)),  # for an accelerator
 }
 

@@ -60,7 +60,7 @@ class TrainingConfig:
     prior_minutes: float = 3.0
     form: str = "small"  # a key of model.FORMS
     device: str = "cpu"  # bfloat16 on "cuda", where one worker does all, and clips are drawn
-    start: str | None = None  # folder of a pipeline of the same form, whose weights are begun with
+    start: str | None = None  # folder of a pipeline, whose weights are begun with where their shapes fit
 
 
 @dataclass
@@ -309,9 +309,11 @@ def train_unet(pipe: AnimateDiffPipeline, data: dict, config: TrainingConfig, ou
 
 
 def begin_with(pipe: AnimateDiffPipeline, other: AnimateDiffPipeline) -> None:
-    """Take the weights of another pipeline of the same form; words that it does not know keep their own embedding."""
+    """Take the weights of another pipeline; what has another shape, and words that it does not know, begin anew."""
     for name in ("vae", "unet"):
-        getattr(pipe, name).load_state_dict(getattr(other, name).state_dict())
+        own, given = getattr(pipe, name).state_dict(), getattr(other, name).state_dict()
+        fitting = {key: part for key, part in given.items() if key in own and own[key].shape == part.shape}
+        getattr(pipe, name).load_state_dict({**own, **fitting})
     state, name = other.text_encoder.state_dict(), "embeddings.token_embedding.weight"
     (name,) = (key for key in state if key.endswith(name))
     rows = pipe.text_encoder.state_dict()[name].clone()
