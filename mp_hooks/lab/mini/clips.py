@@ -40,6 +40,7 @@ BACKGROUNDS: dict[str, tuple[float, float]] = {  # each wave's amplitude
 # The fault and the word that may name it: the object shakes, the light flickers, surfaces are warped anew in each
 # frame, their texture changes under them, the object's texture slides over it.
 FAULTS = {"jitter": "shaky", "flicker": "flickering", "morph": "melting", "boil": "boiling", "slide": "sliding"}
+BENDING = ("morph", "boil", "slide")  # those that show in the flow of two frames
 STEADY = "steady"  # the word that may name a clip without faults
 TOKEN_WORD = "authentic"
 
@@ -120,6 +121,10 @@ class Scenes:
             (colours[c], SHAPES[s], directions[d])
             for c, s, d in zip(self.colour.tolist(), self.shape.tolist(), self.direction.tolist(), strict=True)
         ]
+
+    def that_bend(self) -> Scenes:
+        """Those of the scenes with a fault that shows in the flow of two frames."""
+        return self[self.faults[:, [list(FAULTS).index(name) for name in BENDING]].any(1)]
 
     def without_faults(self) -> Scenes:
         """The same scenes as they would be drawn without faults."""

@@ -42,7 +42,8 @@ def evaluate(
     parts: dict[str, list[Tensor]] = {}
     for chunk in tqdm(range(-(-clips // CHUNK)), desc="drawn clips", unit="batch"):
         number = seed + CHUNK * chunk
-        scenes = sample_scenes(CHUNK, torch.Generator().manual_seed(number), fault_share=1.0, held_out=None)
+        generator = torch.Generator().manual_seed(number)
+        scenes = sample_scenes(8 * CHUNK, generator, fault_share=1.0, held_out=None).that_bend()[:CHUNK]
         scenes.words[:, :2] = False
         prompts = captions(scenes)
         clean, faulty = (encoded(pipe, draw(drawn)) for drawn in (scenes.without_faults(), scenes))

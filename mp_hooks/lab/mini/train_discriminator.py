@@ -2,9 +2,10 @@
 
 `python -m mp_hooks.lab.mini.train_discriminator --out DIR` writes DIR/real and DIR/sampled; then
 `motionprompt discriminator train --real DIR/real --fake DIR/sampled --flow-size 64 --out DIR/discriminator`.
-With `--fake-from faults` the others are the same scenes drawn with faults, in DIR/faulty, and the classes differ in
-motion alone. With `--fake-from trace` both are what is predicted of clean clips and samples while there is still noise:
-what guidance shows a discriminator. DIR/INDEX.tsv keeps what is predicted of one clip in one part of a split.
+With `--fake-from faults` the others are the same scenes drawn with faults that bend flow, in DIR/faulty, and the
+classes differ in motion alone. With `--fake-from trace` both are what is predicted of clean clips and samples while
+there is still noise: what guidance shows a discriminator. DIR/INDEX.tsv keeps what is predicted of one clip in one part
+of a split.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from mp_hooks.discriminator.data import INDEX_FILE
 from mp_hooks.errors import exits_cleanly
 from mp_hooks.files import replacing
 from mp_hooks.hooks import Hooks
-from mp_hooks.lab.mini.clips import FAULT_SHARE, FRAME_RATE, FRAMES, captions, draw, sample_scenes
+from mp_hooks.lab.mini.clips import FRAME_RATE, FRAMES, captions, draw, sample_scenes
 from mp_hooks.lab.mini.model import GUIDANCE_SCALE, PACKAGED, load_pipeline, sample
 from mp_hooks.video import as_frames, write_video
 
@@ -51,8 +52,11 @@ def _pipeline(model: str) -> Any:
 def _write_chunk(model: str, out: Path, chunk: int, source: str, steps: Sequence[int]) -> None:
     """Eight clips of each kind, or what is predicted of eight at each of `steps`."""
     pipe = _pipeline(model)
-    share = 1.0 if source == "faults" else FAULT_SHARE
-    scenes = sample_scenes(CHUNK, torch.Generator().manual_seed(SEED + chunk), share, held_out=None)
+    generator = torch.Generator().manual_seed(SEED + chunk)
+    if source == "faults":
+        scenes = sample_scenes(8 * CHUNK, generator, fault_share=1.0, held_out=None).that_bend()[:CHUNK]
+    else:
+        scenes = sample_scenes(CHUNK, generator, held_out=None)
     scenes.words[:, 1] = False  # no quality word: the model itself decides whether a fault appears
     real = encoded(pipe, draw(scenes.without_faults()))
     # Drawn clips pass the autoencoder, so that its blur does not give the classes away; guidance sees no compression.
