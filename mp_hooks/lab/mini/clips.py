@@ -32,10 +32,10 @@ SHAPES = ("circle", "square", "triangle", "cross")
 DIRECTIONS: dict[str, tuple[int, int]] = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}
 SPEEDS: dict[str, tuple[float, float]] = {"slow": (1.4, 2.0), "fast": (2.6, 3.4)}  # pixels per frame
 BACKGROUNDS: dict[str, tuple[float, float]] = {  # each wave's amplitude
-    "plain": (0.03, 0.05),
-    "dark": (0.03, 0.05),
-    "gradient": (0.04, 0.07),
-    "textured": (0.06, 0.11),
+    "plain": (0.04, 0.07),
+    "dark": (0.04, 0.07),
+    "gradient": (0.05, 0.09),
+    "textured": (0.08, 0.14),
 }
 # The fault and the word that may name it: the object shakes, the light flickers, surfaces are warped anew in each
 # frame, their texture changes under them, the object's texture slides over it.
@@ -197,7 +197,7 @@ def sample_scenes(
     hue = uniform(n, 2, 3, low=-0.04, high=0.04)
     tint = torch.where(dark, 0.12 + 0.12 * (level - 0.3), level) + torch.where(dark, 0.3 * hue, hue)
     least, most = torch.tensor(list(BACKGROUNDS.values()))[background].unbind(1)
-    ground = waves(WAVES, 11.0, 22.0, least[:, None] + (most - least)[:, None] * uniform(n, WAVES))
+    ground = waves(WAVES, 18.0, 34.0, least[:, None] + (most - least)[:, None] * uniform(n, WAVES))
     pan = torch.where(chance(PAN_SHARE, n), 2 * integers(2, n) - 1, torch.zeros(n, dtype=torch.long))
     # The camera panning right moves the background left.
     moving = chance(CAMERA_SHARE, n)
