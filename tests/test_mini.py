@@ -222,7 +222,8 @@ def test_folding_the_normalisation_keeps_reconstructions(pipe):
     vae = deepcopy(pipe.vae)
     with torch.no_grad():
         before = vae.encode(video).latent_dist
-        mean, deviation = torch.linspace(-1, 1, 8), torch.linspace(0.5, 2, 8)
+        channels = vae.config.latent_channels
+        mean, deviation = torch.linspace(-1, 1, channels), torch.linspace(0.5, 2, channels)
         fold_normalisation(vae, mean, deviation)
         after = vae.encode(video).latent_dist
         wanted = (before.mean - mean[:, None, None]) / deviation[:, None, None]

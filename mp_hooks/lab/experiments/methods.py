@@ -53,6 +53,9 @@ METHODS = {
     "discriminator": SamplingMethod(
         "MotionPrompt with the discriminator alone", around=guided_with(lambda_photo=0.0, lambda_tv=0.0)
     ),
+    "variation": SamplingMethod(
+        "MotionPrompt with the flow's variation alone", around=guided_with(lambda_photo=0.0, lambda_disc=0.0)
+    ),
     "balanced": SamplingMethod("MotionPrompt, preset balanced", around=guided_with(**PRESETS["balanced"])),
     "word": SamplingMethod("the initial word appended", prompt=lambda prompt, config: f"{prompt} {config.init_word}"),
     "steady": SamplingMethod(f"the word '{STEADY}' in front", prompt=lambda prompt, _: f"{STEADY} {prompt}"),
