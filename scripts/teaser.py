@@ -25,7 +25,7 @@ from mp_hooks.video import as_frames
 OUT = Path(__file__).parents[1] / "docs/teaser.webp"
 PROMPTS, WORST = 24, 3
 ENLARGED = 3  # times the clips' 64 pixels
-GAP, HEAD, FOOT = 28, 40, 72  # between pairs, above and below, in pixels
+GAP, HEAD, FOOT = 28, 40, 104  # between pairs, above and below, in pixels
 SLOWER = 2  # than the clips are
 
 
