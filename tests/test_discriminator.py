@@ -38,7 +38,7 @@ from mp_hooks.discriminator.train import Training, TrainingConfig, fit, flip, tu
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.flow import load_flow, warp
 from mp_hooks.guidance.objective import total_variation
-from mp_hooks.lab import mini
+from mp_hooks.lab.mini.model import DISCRIMINATOR
 from mp_hooks.video import write_video
 
 TINY = DiscriminatorConfig(image_size=32, width=32, depth=1, heads=2)
@@ -560,7 +560,7 @@ def test_evaluation_tells_sources_faults_and_what_the_gradient_asks_for(
 @pytest.mark.slow
 def test_what_it_sees_of_drawn_faults(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("diffusers")
-    assert main(["discriminator", "eval", str(mini.DISCRIMINATOR), "--drawn", "8"]) == 0
+    assert main(["discriminator", "eval", str(DISCRIMINATOR), "--drawn", "8"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"AUC per clip, clean against faulty: [01]\.\d\d; samples: [01]\.\d\d", printed)
     assert "rank correlation of the logit with morphing, samples" in printed

@@ -56,11 +56,7 @@ class Cosmos2(Cosmos):
         return clean
 
     def denormalised(self, clean: Tensor) -> Tensor:
-        config = self.host.vae.config
-        mean, deviation = (
-            clean.new_tensor(values).view(1, -1, 1, 1, 1) for values in (config.latents_mean, config.latents_std)
-        )
-        return clean * deviation / self.host.scheduler.config.sigma_data + mean
+        return Wan.denormalised(self, clean / self.host.scheduler.config.sigma_data)
 
 
 class Cosmos25(Cosmos2):

@@ -67,9 +67,7 @@ class LatentGuidance:
     def _around_step(
         self, original: Callable[..., Any], output: Tensor, timestep: Tensor, latents: Tensor, **kwargs: Any
     ) -> Any:
-        config, schedule = self.method.config, self.pipe.scheduler.timesteps
-        index = int((schedule - timestep).abs().argmin())
-        if index in guided_window(len(schedule), config.start, config.stop):
+        if _is_guided(self.pipe, timestep, self.method.config):
             alpha = float(self.pipe.scheduler.alphas_cumprod[int(timestep)])
             clean = clean_latents(self.pipe.scheduler, latents, output, float(timestep))
             move = self._descend(clean) - clean
@@ -91,6 +89,12 @@ class LatentGuidance:
             length, slope = (part.flatten(1).norm(dim=1).view(-1, 1, 1, 1, 1) for part in (clean, gradient))
             clean = clean - LATENT_RATE * length * gradient / slope.clamp(min=1e-12)
         return clean
+
+
+def _is_guided(pipe: AnimateDiffPipeline, timestep: Tensor, config: MotionPromptConfig) -> bool:
+    """Whether guidance would take the step at this timestep."""
+    schedule = pipe.scheduler.timesteps
+    return int((schedule - timestep).abs().argmin()) in guided_window(len(schedule), config.start, config.stop)
 
 
 @contextmanager
@@ -128,10 +132,7 @@ class SelfRefining:
         self, original: Callable[..., Any], sample: Tensor, timestep: Tensor, *args: Any, **kwargs: Any
     ) -> Any:
         output = original(sample, timestep, *args, **kwargs)
-        schedule = self.pipe.scheduler.timesteps
-        if int((schedule - timestep).abs().argmin()) not in guided_window(
-            len(schedule), self.config.start, self.config.stop
-        ):
+        if not _is_guided(self.pipe, timestep, self.config):
             return output
         alpha = float(self.pipe.scheduler.alphas_cumprod[int(timestep)])
         latents, both = sample.chunk(2)[0], output.sample

@@ -40,7 +40,7 @@ from mp_hooks.lab.metrics import (
 )
 from mp_hooks.lab.mini.clips import captions, sample_scenes
 from mp_hooks.lab.mini.model import load_pipeline
-from mp_hooks.lab.mini.rigidity import morphing
+from mp_hooks.lab.mini.rigidity import unexplained
 from mp_hooks.lab.mini.tracking import jerk, track_object, velocity
 from mp_hooks.runs import claim
 from mp_hooks.video import as_frames
@@ -200,7 +200,7 @@ def measure(frames: Tensor, wanted: tuple[str, str, str], estimator: FlowEstimat
     return {
         "flickering": temporal_flickering(frames),
         "warping": 1000 * warping_error(frames, flow),
-        "morphing": morphing(video, estimator),
+        "morphing": unexplained(video, flow.forward),
         "jerk": jerk(tracked.path),
         "missing": float(tracked.path[:, 0].isnan().sum()),
         "dynamic": float(dynamic_degree(flow)),

@@ -85,8 +85,9 @@ def evaluate(
     generator = torch.Generator().manual_seed(seed)
     scenes = sample_scenes(samples, generator, held_out=held_out, frames=FRAMES * size // SIZE)
     scenes.words[:, 1] = False  # plain prompts: the model itself decides whether a fault appears
-    sharp, faulty = draw(scenes.without_faults(), size), draw(scenes, size)
-    error = flow_error(sharp, *true_flow(scenes.without_faults(), size), estimator)
+    ideal = scenes.without_faults()
+    sharp, faulty = draw(ideal, size), draw(scenes, size)
+    error = flow_error(sharp, *true_flow(ideal, size), estimator)
     seeds = range(seed * 100_000, seed * 100_000 + samples)
     shown = {"clean drawn": sharp, "drawn with the training set's faults": faulty}
     for name, before in (("sampled", ""), (f"sampled with '{STEADY}'", STEADY + " ")):

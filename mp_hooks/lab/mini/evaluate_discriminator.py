@@ -18,12 +18,11 @@ from mp_hooks.discriminator import FlowDiscriminator
 from mp_hooks.discriminator.evaluation import auc
 from mp_hooks.flow import load_flow
 from mp_hooks.lab.metrics import clip_logits, compare, rank_correlation
-from mp_hooks.lab.mini.clips import STEADY, captions, draw, sample_scenes
-from mp_hooks.lab.mini.evaluate import flicker
+from mp_hooks.lab.mini.clips import STEADY, captions, draw
+from mp_hooks.lab.mini.evaluate import fault_figures
 from mp_hooks.lab.mini.model import load_pipeline
-from mp_hooks.lab.mini.rigidity import morphing
-from mp_hooks.lab.mini.tracking import jerk, track_object
-from mp_hooks.lab.mini.train_discriminator import CHUNK, encoded, predicted, sampled
+from mp_hooks.lab.mini.tracking import track_object
+from mp_hooks.lab.mini.train_discriminator import CHUNK, bending_scenes, encoded, predicted, sampled
 
 SEED = 800_000  # far from the seeds of training and of experiments
 STEPS = [4, 8, 11, 14, 17, 20, 23]  # of 25
@@ -42,8 +41,7 @@ def evaluate(
     parts: dict[str, list[Tensor]] = {}
     for chunk in tqdm(range(-(-clips // CHUNK)), desc="drawn clips", unit="batch"):
         number = seed + CHUNK * chunk
-        generator = torch.Generator().manual_seed(number)
-        scenes = sample_scenes(8 * CHUNK, generator, fault_share=1.0, held_out=None).that_bend()[:CHUNK]
+        scenes = bending_scenes(torch.Generator().manual_seed(number))
         scenes.words[:, :2] = False
         prompts = captions(scenes)
         clean, faulty = (encoded(pipe, draw(drawn)) for drawn in (scenes.without_faults(), scenes))
@@ -59,11 +57,8 @@ def evaluate(
         for name, batch in shown.items():
             parts.setdefault(name, []).append(clip_logits(batch, discriminator, flow))
         for name, batch in {**decoded, "samples": videos}.items():
-            parts.setdefault(f"flicker of {name}", []).append(flicker(batch))
-            bent = torch.tensor([morphing(video, pyramid) for video in batch])
-            parts.setdefault(f"morphing of {name}", []).append(bent)
-            jerks = torch.tensor([jerk(track_object(video).path) for video in batch])
-            parts.setdefault(f"jerk of {name}", []).append(jerks)
+            for measure, values in fault_figures(batch, [track_object(video) for video in batch], pyramid).items():
+                parts.setdefault(f"{measure} of {name}", []).append(torch.tensor(values))
     found = {name: torch.cat(values) for name, values in parts.items()}
 
     def separation(real: str, other: str) -> str:

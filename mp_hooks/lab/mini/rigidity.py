@@ -20,9 +20,16 @@ MARGIN = 5  # pixels around the object's edge, where flow is of both layers, tha
 
 @torch.no_grad()
 def morphing(video: Tensor, estimator: FlowEstimator) -> float:
-    """Mean length, in pixels, of what the layers' affine motions leave of the flow: video [3, t, h, w] in [-1, 1]."""
+    """`unexplained` of a clip [3, t, h, w] in [-1, 1] and its flow by this estimator."""
     frames = video.transpose(0, 1)
-    flow = estimator(frames[:-1], frames[1:])
+    return unexplained(video, estimator(frames[:-1], frames[1:]))
+
+
+def unexplained(video: Tensor, flow: Tensor) -> float:
+    """Mean length, in pixels, of what the layers' affine motions leave of the flow of each frame to the next.
+
+    video [3, t, h, w] in [-1, 1]; flow [t - 1, 2, h, w].
+    """
     mask = (saturation_mask(video)[:-1] > 0.5).float()[:, None]
     grown, shrunk = _dilated(mask), 1 - _dilated(1 - mask)
     left, area = flow.new_zeros(()), flow.new_zeros(())

@@ -421,7 +421,7 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog="python -m mp_hooks.lab.mini.train", description=__doc__)
     result.add_argument("--out", type=Path, required=True, help="folder of the run")
     result.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    result.add_argument("--start", metavar="FOLDER", help="begin with the weights of this pipeline of the same form")
+    result.add_argument("--start", metavar="FOLDER", help="begin with the weights of this pipeline, where they fit")
     result.add_argument("--form", choices=FORMS, default="small", help="large: 128x128, 16 frames, for an accelerator")
     result.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: needs --workers 1")
     for name in ("minutes", "vae_minutes", "prior_minutes", "clips", "workers", "seed", "rate", "vae_rate"):

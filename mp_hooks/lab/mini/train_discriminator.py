@@ -29,7 +29,7 @@ from mp_hooks.discriminator.data import INDEX_FILE
 from mp_hooks.errors import exits_cleanly
 from mp_hooks.files import replacing
 from mp_hooks.hooks import Hooks
-from mp_hooks.lab.mini.clips import FRAME_RATE, FRAMES, captions, draw, sample_scenes
+from mp_hooks.lab.mini.clips import FRAME_RATE, FRAMES, Scenes, captions, draw, sample_scenes
 from mp_hooks.lab.mini.model import GUIDANCE_SCALE, PACKAGED, load_pipeline, sample
 from mp_hooks.video import as_frames, write_video
 
@@ -53,10 +53,7 @@ def _write_chunk(model: str, out: Path, chunk: int, source: str, steps: Sequence
     """Eight clips of each kind, or what is predicted of eight at each of `steps`."""
     pipe = _pipeline(model)
     generator = torch.Generator().manual_seed(SEED + chunk)
-    if source == "faults":
-        scenes = sample_scenes(8 * CHUNK, generator, fault_share=1.0, held_out=None).that_bend()[:CHUNK]
-    else:
-        scenes = sample_scenes(CHUNK, generator, held_out=None)
+    scenes = bending_scenes(generator) if source == "faults" else sample_scenes(CHUNK, generator, held_out=None)
     scenes.words[:, 1] = False  # no quality word: the model itself decides whether a fault appears
     real = encoded(pipe, draw(scenes.without_faults()))
     # Drawn clips pass the autoencoder, so that its blur does not give the classes away; guidance sees no compression.
@@ -75,6 +72,11 @@ def _write_chunk(model: str, out: Path, chunk: int, source: str, steps: Sequence
                 write_video(
                     out / name / name / f"{name}-{number:05d}{suffix}.mp4", as_frames(video), FRAME_RATE, lossless=True
                 )
+
+
+def bending_scenes(generator: torch.Generator) -> Scenes:
+    """A chunk of scenes, each with a fault that shows in the flow of two frames."""
+    return sample_scenes(8 * CHUNK, generator, fault_share=1.0, held_out=None).that_bend()[:CHUNK]
 
 
 def encoded(pipe: AnimateDiffPipeline, videos: Tensor) -> Tensor:
