@@ -33,6 +33,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="METHOD", help=names)
     parser.add_argument("--arms", nargs="+", dest="methods", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     parser.add_argument("--workers", type=int, help="processes of one thread (default: one a core)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="that samples (default: %(default)s)")
     parser.add_argument("--measure-flow", default="pyramid", metavar="NAME", help="flow that measures use")
     parser.add_argument("--measure-flow-weights", metavar="FILE", help="its weights")
     parser.add_argument("--model", type=Path, metavar="DIR", help="another mini model (default: the packaged one)")
@@ -63,7 +64,7 @@ def _compare(args: argparse.Namespace) -> int:
         flow_weights=args.measure_flow_weights,
         guidance=mini.guidance(config_from_flags(args)),
     )
-    results = run(experiment, methods, args.out, args.workers)
+    results = run(experiment, methods, args.out, args.workers, args.device)
     print(table_text(experiment, results))
     print(f"clips, flow and plots: {write_results(experiment, results, args.out, args.shown)}")
     return 0

@@ -78,7 +78,7 @@ class LatentGuidance:
         return original(output, timestep, latents, **kwargs)
 
     def _descend(self, clean: Tensor) -> Tensor:
-        nothing = torch.zeros(len(clean), 1, 1)
+        nothing = clean.new_zeros(len(clean), 1, 1)
         for _ in range(self.method.config.iterations):
             with torch.enable_grad():
                 moved = clean.detach().requires_grad_()

@@ -40,8 +40,8 @@ from mp_hooks.lab.metrics import (
 )
 from mp_hooks.lab.mini.clips import captions, sample_scenes
 from mp_hooks.lab.mini.model import load_pipeline
-from mp_hooks.lab.mini.rigidity import unexplained
-from mp_hooks.lab.mini.tracking import jerk, track_object, velocity
+from mp_hooks.lab.mini.rigidity import morphing
+from mp_hooks.lab.mini.tracking import at_tracking_size, jerk, track_object, velocity
 from mp_hooks.runs import claim
 from mp_hooks.video import as_frames
 
@@ -100,7 +100,9 @@ class Experiment:
         )
 
 
-def run(experiment: Experiment, methods: Sequence[str], out: Path, workers: int | None = None) -> dict[str, dict]:
+def run(
+    experiment: Experiment, methods: Sequence[str], out: Path, workers: int | None = None, device: str = "cpu"
+) -> dict[str, dict]:
     """Sample what is not in `out` yet, measure everything; returns {method: {measure: [value a clip]}}.
 
     Workers are processes of one thread, as many as there are cores unless told. Raises MotionPromptError for an
@@ -117,7 +119,8 @@ def run(experiment: Experiment, methods: Sequence[str], out: Path, workers: int 
     results: dict[str, dict[str, list[float]]] = {method: {name: [] for name in MEASURES} for method in methods}
     with ProcessPoolExecutor(workers, context, _start_worker) as pool:
         done = pool.map(
-            sample_and_measure, *zip(*[(experiment, method, chunk, out) for method, chunk in tasks], strict=True)
+            sample_and_measure,
+            *zip(*[(experiment, method, chunk, out, device) for method, chunk in tasks], strict=True),
         )
         for (method, _), rows in zip(tasks, tqdm(done, total=len(tasks), desc="sampling", unit="batch"), strict=True):
             for row in rows:
@@ -157,21 +160,23 @@ def _start_worker() -> None:
 
 
 @cache
-def _pipeline(model: str) -> Any:
-    return load_pipeline(model)
+def _pipeline(model: str, device: str) -> Any:
+    return load_pipeline(model).to(device)
 
 
 @cache
-def _discriminator(folder: str) -> FlowDiscriminator:
-    return FlowDiscriminator.from_pretrained(folder)
+def _discriminator(folder: str, device: str) -> FlowDiscriminator:
+    return FlowDiscriminator.from_pretrained(folder).to(device)
 
 
 @cache
-def _estimator(name: str, weights: str | None) -> FlowEstimator:
-    return load_flow(name, weights)
+def _estimator(name: str, weights: str | None, device: str) -> FlowEstimator:
+    return load_flow(name, weights, device=device)
 
 
-def sample_and_measure(experiment: Experiment, method: str, chunk: int, out: Path) -> list[dict[str, float]]:
+def sample_and_measure(
+    experiment: Experiment, method: str, chunk: int, out: Path, device: str = "cpu"
+) -> list[dict[str, float]]:
     """Sample a chunk unless it is there, and measure it: a row a clip."""
     part = experiment.clips()[chunk * CHUNK : (chunk + 1) * CHUNK]
     path = _clips_file(out, method, chunk)
@@ -180,14 +185,15 @@ def sample_and_measure(experiment: Experiment, method: str, chunk: int, out: Pat
     except (SafetensorError, OSError):
         config = replace(experiment.guidance, trace=str(trace_file(out, method, chunk)), progress=False)
         prompts, seeds = [prompt for prompt, _, _ in part], [seed for _, _, seed in part]
-        video = sample_with(method, _pipeline(experiment.model), prompts, seeds, config)
+        video = sample_with(method, _pipeline(experiment.model, device), prompts, seeds, config).cpu()
         clips = torch.stack([as_frames(clip) for clip in video])
         with replacing(path) as temporary:
             save_file({"clips": clips}, temporary)
-    estimator = _estimator(experiment.flow, experiment.flow_weights)
+    clips = clips.to(device)
+    estimator = _estimator(experiment.flow, experiment.flow_weights, device)
     rows = [measure(clip, wanted, estimator) for clip, (_, wanted, _) in zip(clips, part, strict=True)]
-    discriminator = _discriminator(str(experiment.guidance.discriminator or default_discriminator()))
-    own_flow = _estimator(discriminator.config.flow, experiment.guidance.flow_weights)
+    discriminator = _discriminator(str(experiment.guidance.discriminator or default_discriminator()), device)
+    own_flow = _estimator(discriminator.config.flow, experiment.guidance.flow_weights, device)
     logits = clip_logits(clips.transpose(1, 2).float() / 127.5 - 1, discriminator, own_flow)
     return [{**row, "logit": logit} for row, logit in zip(rows, logits.tolist(), strict=True)]
 
@@ -195,12 +201,12 @@ def sample_and_measure(experiment: Experiment, method: str, chunk: int, out: Pat
 def measure(frames: Tensor, wanted: tuple[str, str, str], estimator: FlowEstimator) -> dict[str, float]:
     """Every measure of one clip, uint8 [t, 3, h, w], whose caption named the attributes `wanted`."""
     flow = neighbouring_flow(frames, estimator)
-    video = frames.transpose(0, 1).float() / 127.5 - 1
-    tracked = track_object(video)
+    video = at_tracking_size(frames.transpose(0, 1).float() / 127.5 - 1)
+    tracked = track_object(video.cpu())
     return {
         "flickering": temporal_flickering(frames),
         "warping": 1000 * warping_error(frames, flow),
-        "morphing": unexplained(video, flow.forward),
+        "morphing": morphing(video, estimator),
         "jerk": jerk(tracked.path),
         "missing": float(tracked.path[:, 0].isnan().sum()),
         "dynamic": float(dynamic_degree(flow)),

@@ -14,17 +14,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from mp_hooks.errors import exits_cleanly
 from mp_hooks.files import replacing
 from mp_hooks.flow import FlowEstimator, load_flow
-from mp_hooks.lab.mini.clips import FRAMES, SIZE, STEADY, captions, draw, sample_scenes, true_flow
-from mp_hooks.lab.mini.model import GUIDANCE_SCALE, PACKAGED, load_pipeline, sample
+from mp_hooks.lab.mini.clips import STEADY, captions, draw, sample_scenes, true_flow
+from mp_hooks.lab.mini.model import GUIDANCE_SCALE, PACKAGED, load_pipeline, sample, shape_of
 from mp_hooks.lab.mini.rigidity import morphing
-from mp_hooks.lab.mini.tracking import TrackedObject, jerk, track_object
+from mp_hooks.lab.mini.tracking import TrackedObject, at_tracking_size, jerk, track_object
 
 ATTRIBUTES = ("colour", "shape", "direction")
 
@@ -80,11 +79,12 @@ def evaluate(
     device: str = "cpu",
 ) -> dict:
     """Sample captions of unseen scenes, without a quality word, and measure; returns counts and figures as printed."""
-    pipe, estimator = load_pipeline(model).to(device), load_flow(flow, flow_weights)
-    size = pipe.vae.config.sample_size
+    pipe, estimator = load_pipeline(model).to(device), load_flow(flow, flow_weights, device)
+    frames, size = shape_of(pipe)
     generator = torch.Generator().manual_seed(seed)
-    scenes = sample_scenes(samples, generator, held_out=held_out, frames=FRAMES * size // SIZE)
+    scenes = sample_scenes(samples, generator, held_out=held_out, frames=frames)
     scenes.words[:, 1] = False  # plain prompts: the model itself decides whether a fault appears
+    scenes = scenes.to(device)
     ideal = scenes.without_faults()
     sharp, faulty = draw(ideal, size), draw(scenes, size)
     error = flow_error(sharp, *true_flow(ideal, size), estimator)
@@ -94,12 +94,12 @@ def evaluate(
         prompts, videos = [before + prompt for prompt in captions(scenes)], []
         for start in tqdm(range(0, samples, 10), desc=name, unit="batch"):
             part = slice(start, start + 10)
-            videos.append(sample(prompts[part], seeds[part], steps, guidance_scale, pipe).cpu())
+            videos.append(sample(prompts[part], seeds[part], steps, guidance_scale, pipe))
         shown[name] = torch.cat(videos)
     figures, found = {}, {}
     for name, clips in shown.items():
-        clips = F.interpolate(clips, (clips.shape[2], SIZE, SIZE), mode="area")  # what tracker and fit are made for
-        found[name] = [track_object(clip) for clip in tqdm(clips, desc=f"tracking, {name}")]
+        clips = torch.stack([at_tracking_size(clip) for clip in clips])
+        found[name] = [track_object(clip) for clip in tqdm(clips.cpu(), desc=f"tracking, {name}")]
         figures[name] = fault_figures(clips, found[name], estimator)
     # A clip is called faulty beyond what 99 of 100 clean drawn clips show.
     limits = {name: torch.tensor(values).nanquantile(0.99).item() for name, values in figures["clean drawn"].items()}

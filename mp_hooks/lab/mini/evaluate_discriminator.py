@@ -20,8 +20,8 @@ from mp_hooks.flow import load_flow
 from mp_hooks.lab.metrics import clip_logits, compare, rank_correlation
 from mp_hooks.lab.mini.clips import STEADY, captions, draw
 from mp_hooks.lab.mini.evaluate import fault_figures
-from mp_hooks.lab.mini.model import load_pipeline
-from mp_hooks.lab.mini.tracking import track_object
+from mp_hooks.lab.mini.model import load_pipeline, shape_of
+from mp_hooks.lab.mini.tracking import at_tracking_size, track_object
 from mp_hooks.lab.mini.train_discriminator import CHUNK, bending_scenes, encoded, predicted, sampled
 
 SEED = 800_000  # far from the seeds of training and of experiments
@@ -38,13 +38,14 @@ def evaluate(
 ) -> Iterator[str]:
     """What is found of so many clips of each kind, line by line. flow_weights: of the discriminator's estimator."""
     pipe, flow, pyramid = load_pipeline(), load_flow(discriminator.config.flow, flow_weights), load_flow("pyramid")
+    frames, size = shape_of(pipe)
     parts: dict[str, list[Tensor]] = {}
     for chunk in tqdm(range(-(-clips // CHUNK)), desc="drawn clips", unit="batch"):
         number = seed + CHUNK * chunk
-        scenes = bending_scenes(torch.Generator().manual_seed(number))
+        scenes = bending_scenes(torch.Generator().manual_seed(number), frames)
         scenes.words[:, :2] = False
         prompts = captions(scenes)
-        clean, faulty = (encoded(pipe, draw(drawn)) for drawn in (scenes.without_faults(), scenes))
+        clean, faulty = (encoded(pipe, draw(drawn, size)) for drawn in (scenes.without_faults(), scenes))
         videos, predictions = sampled(pipe, prompts, number)
         steady, _ = sampled(pipe, [f"{STEADY} {prompt}" for prompt in prompts], number)
         decoded = {"clean": pipe.decode_latents(clean), "faulty": pipe.decode_latents(faulty)}
@@ -57,7 +58,8 @@ def evaluate(
         for name, batch in shown.items():
             parts.setdefault(name, []).append(clip_logits(batch, discriminator, flow))
         for name, batch in {**decoded, "samples": videos}.items():
-            for measure, values in fault_figures(batch, [track_object(video) for video in batch], pyramid).items():
+            small = torch.stack([at_tracking_size(video) for video in batch])
+            for measure, values in fault_figures(small, [track_object(video) for video in small], pyramid).items():
                 parts.setdefault(f"{measure} of {name}", []).append(torch.tensor(values))
     found = {name: torch.cat(values) for name, values in parts.items()}
 

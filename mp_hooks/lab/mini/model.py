@@ -35,6 +35,7 @@ class Form:
     latent_channels: int
     vae_channels: tuple[int, ...]  # each level but the first halves the side
     unet_channels: tuple[int, ...]
+    text_levels: int = 1  # of the UNet, from the coarsest, that attend to the text
 
     @property
     def frames(self) -> int:
@@ -47,7 +48,7 @@ class Form:
 
 FORMS = {
     "small": Form(SIZE, 16, (16, 32, 64, 64), (48, 96)),  # the packaged one, trained on a CPU
-    "large": Form(2 * SIZE, 4, (32, 64, 64), (48, 96, 120)),  # for an accelerator
+    "large": Form(2 * SIZE, 16, (16, 32, 64, 64), (48, 96, 112), text_levels=2),  # for an accelerator
 }
 
 
@@ -82,14 +83,14 @@ def build_pipeline(form: Form = FORMS["small"]) -> AnimateDiffPipeline:
         # Training folds the latents' mean and deviation into the 1x1 convolutions around them.
         scaling_factor=1.0,
     )
-    finer = len(form.unet_channels) - 1
+    finer = len(form.unet_channels) - form.text_levels
     unet = UNetMotionModel(
         sample_size=form.latent_size,
         in_channels=form.latent_channels,
         out_channels=form.latent_channels,
-        # Text attention at the coarsest level only: elsewhere it costs as much as the rest and adds little.
-        down_block_types=("DownBlockMotion",) * finer + ("CrossAttnDownBlockMotion",),
-        up_block_types=("CrossAttnUpBlockMotion",) + ("UpBlockMotion",) * finer,
+        # Text attention at coarse levels only: elsewhere it costs as much as the rest and adds little.
+        down_block_types=("DownBlockMotion",) * finer + ("CrossAttnDownBlockMotion",) * form.text_levels,
+        up_block_types=("CrossAttnUpBlockMotion",) * form.text_levels + ("UpBlockMotion",) * finer,
         block_out_channels=form.unet_channels,
         layers_per_block=1,
         norm_num_groups=8,
@@ -135,6 +136,12 @@ def load_pipeline(folder: str | Path = PACKAGED) -> AnimateDiffPipeline:
     return pipe
 
 
+def shape_of(pipe: AnimateDiffPipeline) -> tuple[int, int]:
+    """Frames and side in pixels of the clips that a mini model was trained on."""
+    size = pipe.vae.config.sample_size
+    return FRAMES * size // SIZE, size
+
+
 def guidance(config: MotionPromptConfig | None = None) -> MotionPromptConfig:
     """The configuration for guiding the mini model: its own if none is given, and its own discriminator."""
     config = config or load_config(GUIDANCE)
@@ -156,13 +163,13 @@ def sample(
     if len(prompts) != len(seeds):
         raise MotionPromptError(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}")
     pipe = load_pipeline() if pipe is None else pipe
-    size = pipe.vae.config.sample_size
+    num_frames, size = shape_of(pipe)
     videos = []
     for start in range(0, len(prompts), batch):
         frames = pipe(
             prompt=list(prompts[start : start + batch]),
             generator=[torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch]],
-            num_frames=FRAMES * size // SIZE,
+            num_frames=num_frames,
             height=size,
             width=size,
             num_inference_steps=steps,

@@ -43,13 +43,14 @@ def unexplained(video: Tensor, flow: Tensor) -> float:
 def affine_fit(flow: Tensor, weight: Tensor) -> Tensor:
     """The affine flow nearest to `flow` [b, 2, h, w] where `weight` [b, h, w] is, robustly: [b, 2, h, w]."""
     h, w = flow.shape[-2:]
-    y, x = torch.meshgrid(torch.linspace(-1, 1, h), torch.linspace(-1, 1, w), indexing="ij")
+    axes = (torch.linspace(-1, 1, side, device=flow.device) for side in (h, w))
+    y, x = torch.meshgrid(*axes, indexing="ij")
     basis = torch.stack([torch.ones_like(x), x, y], -1).flatten(0, 1)  # [h w, 3]
     target, robust = flow.flatten(2).mT, weight.flatten(1)
     current = robust
     for _ in range(ROUNDS):
         weighted = basis * current[..., None]
-        normal = weighted.mT @ basis + 1e-4 * torch.eye(3)
+        normal = weighted.mT @ basis + 1e-4 * torch.eye(3, device=flow.device)
         fitted = basis @ torch.linalg.solve(normal, weighted.mT @ target)
         current = robust / (1 + (target - fitted).square().sum(-1) / SCALE**2)
     return fitted.mT.unflatten(-1, (h, w))

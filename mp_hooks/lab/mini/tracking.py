@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from mp_hooks.lab.mini.clips import COLOURS, DIRECTIONS, SHAPES, shape_distance
+from mp_hooks.lab.mini.clips import COLOURS, DIRECTIONS, SHAPES, SIZE, shape_distance
 
 SATURATION = 0.22  # backgrounds are nearly grey, objects are not
 SMALLEST_AREA = 40.0  # pixels; below it the frame counts as holding no object
@@ -32,6 +33,11 @@ class TrackedObject:
     @property
     def attributes(self) -> tuple[str | None, str | None, str | None]:
         return self.colour, self.shape, self.direction
+
+
+def at_tracking_size(video: Tensor) -> Tensor:
+    """A clip [3, t, h, w] at the side that everything here is made for, 64 pixels."""
+    return F.interpolate(video[None], (video.shape[1], SIZE, SIZE), mode="area")[0]
 
 
 def track_object(video: Tensor) -> TrackedObject:

@@ -118,7 +118,7 @@ class Loop:
         generator = torch.Generator(self.device).manual_seed(1_000_003 * (self.step + 1) + self.rank)
         started, budget, fraction = time.monotonic() - self.elapsed, 60 * self.minutes, self.elapsed / 60 / self.minutes
         saved = exported = logged = time.monotonic()
-        losses: list[float] = []
+        losses: list[Tensor] = []
         bar = tqdm(total=round(budget), initial=round(self.elapsed), unit="s", desc=self.name, disable=self.rank > 0)
         while fraction < 1:
             rate = self.rate * min(1.0, (self.step + 1) / 100) * max(0.02, min(1.0, 2 * (1 - fraction)))
@@ -134,7 +134,7 @@ class Loop:
             decay = min(self.ema_decay, (1 + self.step) / (10 + self.step))
             torch._foreach_lerp_(self.ema, [p.detach() for p in self.parameters], 1 - decay)
             self.step += 1
-            losses.append(value.item())
+            losses.append(value.detach())  # read when it is told: an accelerator need not wait
             if self.rank > 0:
                 continue
             now = time.monotonic()
@@ -142,7 +142,7 @@ class Loop:
             self.elapsed = now - started
             if now - logged > 30:
                 self._log(losses, rate)
-                bar.set_postfix(step=self.step, loss=f"{sum(losses) / len(losses):.4f}")
+                bar.set_postfix(step=self.step, loss=f"{torch.stack(losses).mean():.4f}")
                 losses, logged = [], now
             if now - saved > CHECKPOINT_SECONDS:
                 self.save()
@@ -169,14 +169,14 @@ class Loop:
             start += grad.numel()
         return float(flat[-1])
 
-    def _log(self, losses: list[float], rate: float) -> None:
+    def _log(self, losses: list[Tensor], rate: float) -> None:
         path = self.out / "log.csv"
         fresh = not path.is_file()
         with path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             if fresh:
                 writer.writerow(["stage", "step", "seconds", "loss", "rate"])
-            mean = sum(losses) / len(losses)
+            mean = torch.stack(losses).mean()
             writer.writerow([self.name, self.step, round(self.elapsed), f"{mean:.5f}", f"{rate:.2e}"])
 
 
@@ -424,7 +424,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--start", metavar="FOLDER", help="begin with the weights of this pipeline, where they fit")
     result.add_argument("--form", choices=FORMS, default="small", help="large: 128x128, 16 frames, for an accelerator")
     result.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: needs --workers 1")
-    for name in ("minutes", "vae_minutes", "prior_minutes", "clips", "workers", "seed", "rate", "vae_rate"):
+    numbers = ("minutes", "vae_minutes", "prior_minutes", "clips", "workers", "batch", "vae_batch", "seed", "rate")
+    for name in (*numbers, "vae_rate"):
         default = getattr(TrainingConfig, name)
         result.add_argument("--" + name.replace("_", "-"), type=type(default), default=default)
     return result

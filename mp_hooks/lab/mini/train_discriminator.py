@@ -29,8 +29,8 @@ from mp_hooks.discriminator.data import INDEX_FILE
 from mp_hooks.errors import exits_cleanly
 from mp_hooks.files import replacing
 from mp_hooks.hooks import Hooks
-from mp_hooks.lab.mini.clips import FRAME_RATE, FRAMES, Scenes, captions, draw, sample_scenes
-from mp_hooks.lab.mini.model import GUIDANCE_SCALE, PACKAGED, load_pipeline, sample
+from mp_hooks.lab.mini.clips import FRAME_RATE, Scenes, captions, draw, sample_scenes
+from mp_hooks.lab.mini.model import GUIDANCE_SCALE, PACKAGED, load_pipeline, sample, shape_of
 from mp_hooks.video import as_frames, write_video
 
 if TYPE_CHECKING:
@@ -52,13 +52,16 @@ def _pipeline(model: str) -> Any:
 def _write_chunk(model: str, out: Path, chunk: int, source: str, steps: Sequence[int]) -> None:
     """Eight clips of each kind, or what is predicted of eight at each of `steps`."""
     pipe = _pipeline(model)
-    generator = torch.Generator().manual_seed(SEED + chunk)
-    scenes = bending_scenes(generator) if source == "faults" else sample_scenes(CHUNK, generator, held_out=None)
+    generator, (frames, size) = torch.Generator().manual_seed(SEED + chunk), shape_of(pipe)
+    if source == "faults":
+        scenes = bending_scenes(generator, frames)
+    else:
+        scenes = sample_scenes(CHUNK, generator, held_out=None, frames=frames)
     scenes.words[:, 1] = False  # no quality word: the model itself decides whether a fault appears
-    real = encoded(pipe, draw(scenes.without_faults()))
+    real = encoded(pipe, draw(scenes.without_faults(), size))
     # Drawn clips pass the autoencoder, so that its blur does not give the classes away; guidance sees no compression.
     if source == "faults":
-        pairs = {"": (pipe.decode_latents(real), pipe.decode_latents(encoded(pipe, draw(scenes))))}
+        pairs = {"": (pipe.decode_latents(real), pipe.decode_latents(encoded(pipe, draw(scenes, size))))}
     elif source == "samples":
         pairs = {"": (pipe.decode_latents(real), sampled(pipe, captions(scenes), SEED + CHUNK * chunk)[0])}
     else:
@@ -74,9 +77,9 @@ def _write_chunk(model: str, out: Path, chunk: int, source: str, steps: Sequence
                 )
 
 
-def bending_scenes(generator: torch.Generator) -> Scenes:
-    """A chunk of scenes, each with a fault that shows in the flow of two frames."""
-    return sample_scenes(8 * CHUNK, generator, fault_share=1.0, held_out=None).that_bend()[:CHUNK]
+def bending_scenes(generator: torch.Generator, frames: int) -> Scenes:
+    """A chunk of scenes of so many frames, each with a fault that shows in the flow of two frames."""
+    return sample_scenes(8 * CHUNK, generator, fault_share=1.0, held_out=None, frames=frames).that_bend()[:CHUNK]
 
 
 def encoded(pipe: AnimateDiffPipeline, videos: Tensor) -> Tensor:
@@ -124,7 +127,7 @@ def predicted(
     noisy = pipe.scheduler.add_noise(latents, noise, timestep[None])
     text, empty = pipe.encode_prompt(list(prompts), "cpu", 1, True)
     conditional, unconditional = (
-        pipe.unet(noisy, timestep, rows.repeat_interleave(FRAMES, dim=0)).sample for rows in (text, empty)
+        pipe.unet(noisy, timestep, rows.repeat_interleave(latents.shape[2], dim=0)).sample for rows in (text, empty)
     )
     output = unconditional + GUIDANCE_SCALE * (conditional - unconditional)
     return clean_latents(pipe.scheduler, noisy, output, float(timestep))
