@@ -14,7 +14,7 @@ from mp_hooks.discriminator import FlowDiscriminator
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.flow import FlowEstimator
 from mp_hooks.flow.warping import warp
-from mp_hooks.guidance.objective import total_variation
+from mp_hooks.guidance.objective import square, total_variation
 
 PAIRS_AT_ONCE = 8  # of frames, so that memory does not grow with the clip
 VBENCH_RATE = 8  # frames a second at which VBench measures motion
@@ -41,8 +41,10 @@ def neighbouring_flow(frames: Tensor, estimator: FlowEstimator) -> NeighbouringF
 
 @torch.no_grad()
 def clip_logits(videos: Tensor, discriminator: FlowDiscriminator, estimator: FlowEstimator) -> Tensor:
-    """A discriminator's mean logit over the flow of neighbouring frames: videos [b, 3, t, s, s] in [-1, 1] -> [b]."""
-    first, second = (part.transpose(1, 2).flatten(0, 1) for part in (videos[:, :, :-1], videos[:, :, 1:]))
+    """A discriminator's mean logit over the flow of neighbouring frames: videos [b, 3, t, h, w] in [-1, 1] -> [b]."""
+    frames = square(videos.transpose(1, 2).flatten(0, 1), discriminator.config.flow_size, 0.5)
+    video = frames.unflatten(0, (len(videos), -1))
+    first, second = video[:, :-1].flatten(0, 1), video[:, 1:].flatten(0, 1)
     return discriminator(estimator(first, second)).view(len(videos), -1).mean(1)
 
 
