@@ -359,6 +359,7 @@ def to_older_transformers(folder: Path) -> None:
 def work(rank: int, config: TrainingConfig, out: Path, port: int) -> None:
     """All stages, in one worker."""
     torch.set_num_threads(1)
+    torch.backends.cudnn.benchmark = True  # every batch has the same shape
     if config.workers > 1:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         dist.init_process_group("gloo", rank=rank, world_size=config.workers)
