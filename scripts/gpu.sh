@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The check on a GPU, ten minutes on one card: bash scripts/gpu.sh [LINE ...] (docs/gpu.md). Results go to runs/gpu.
+# The check on a GPU, within half an hour on one card: bash scripts/gpu.sh [LINE ...] (docs/gpu.md). Results go to runs/gpu.
 #
 #   --cpu                              the same lines on tiny hosts, without a GPU
 #   --wheels DIR (or GPU_WHEELS=DIR)   without a network: use python3's packages and the wheels in DIR, install no other
