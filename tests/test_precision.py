@@ -66,6 +66,13 @@ def test_updates_of_a_host_in_bfloat16_are_computed_in_float32(case: DiffusersCa
     assert min(cosine for one in own for cosine in one.cosine) < 0.9
 
 
+@pytest.mark.parametrize("case", [on("diffusers-hunyuan-video"), on("diffusers-hunyuan-video15")])
+def test_all_that_a_bfloat16_denoiser_is_given_is_float32_in_updates(case: DiffusersCase) -> None:
+    """A pooled text, a second text: what is neither latents nor rows of text."""
+    found = compare(case, replace(CONFIG, iterations=1), steps=12, dtype=torch.bfloat16)
+    assert found and all(all(one.updated) for one in found)
+
+
 @pytest.mark.parametrize("name", [pytest.param("dynamicrafter", marks=needs("dynamicrafter")), "diffusers-animatediff"])
 @pytest.mark.parametrize("precision", ["host", "float32"])
 def test_updates_under_autocast(name: str, precision: str) -> None:

@@ -7,11 +7,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from mp_hooks.backbones.base import Site
 from mp_hooks.backbones.diffusers.encoding import Encoding
@@ -242,7 +244,10 @@ class DiffusersPipeline(Encoding):
 
     def in_float32(self, step: Step) -> Step:
         tensors = {"latents": full_precision(step.latents), "conditioning": full_precision(step.conditioning)}
-        return replace(step, **tensors, call=replace(step.call, unconditional=None, branches={}))
+        given, full = step.call.arguments, partial(tree_map_only, Tensor, full_precision)
+        arguments = inspect.BoundArguments(given.signature, full(given.arguments))
+        call = replace(step.call, arguments=arguments, negative=full(step.call.negative))
+        return replace(step, **tensors, call=replace(call, unconditional=None, branches={}))
 
     def sub_clip(self, step: Step, frames: range) -> Step | None:
         if not self.parts or self.controlled(step):
