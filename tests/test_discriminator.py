@@ -459,11 +459,22 @@ def test_clips_of_many_kinds_are_learned_from_and_what_is_none_is_told(
         (tmp_path / folder / "broken.mp4").write_bytes(b"no video")
     folders = [f"--{name}={tmp_path / folder}" for name, folder in (("real", "real"), ("fake", "fake"))]
     sizes = ["--flow-size", "32", "--image-size", "16", "--backbone", "conv", "--width", "8", "--epochs", "1"]
+    command = ["discriminator", "train", *folders, "--out", str(tmp_path / "out"), *sizes]
+
+    def extracted() -> list[tuple[str, str]]:
+        """(class, clips) of every line that tells the rate of an extraction."""
+        output = capsys.readouterr().out
+        return re.findall(r"(\w+): \d+ flow fields of (\d) clips in \d+ s: [\d.]+ fields a second", output)
+
     with pytest.warns(UserWarning, match=r"broken\.mp4"):
-        assert main(["discriminator", "train", *folders, "--out", str(tmp_path / "out"), *sizes]) == 0
-    told = re.findall(r"(\w+): \d+ flow fields of (\d) clips in \d+ s: [\d.]+ fields a second", capsys.readouterr().out)
+        assert main(command) == 0
+    told = extracted()
     assert [name for name, _ in told] == ["real", "generated"]
     assert all(int(clips) >= 5 for _, clips in told)
+    (tmp_path / "out/flow/generated/flow-00000.tar").unlink()  # as if it was killed there
+    with pytest.warns(UserWarning, match=r"broken\.mp4"):
+        assert main([*command, "--resume"]) == 0
+    assert extracted() == told[1:], "and no flow twice"
 
 
 def test_an_interrupted_training_ends_where_an_unbroken_one_does(
@@ -545,7 +556,7 @@ def test_views_of_the_same_clips_are_compared(tmp_path: Path, capsys: pytest.Cap
         make_video(tmp_path / f"real/{'ab'[number % 2]}/{number}.mp4", jitter=False, seed=number)
         make_video(tmp_path / f"fake/{'cd'[number % 2]}/{number}.mp4", jitter=True, seed=100 + number)
     folders = ["--real", str(tmp_path / "real"), "--fake", str(tmp_path / "fake"), "--out", str(tmp_path / "out")]
-    command = [*folders, "--flow-size", "32", "--epochs", "20"]
+    command = [*folders, "--flow-size", "32", "--epochs", "12"]
     assert views.main([*command, "--case", "plain", "--case", "blurred/plain:plain", "--family", "[cd]"]) == 0
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line[:2] == "| "][1:]
     assert [row[:2] for row in rows] == [
