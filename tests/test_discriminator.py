@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from textures import make_video
 from torch import Tensor
 
@@ -584,6 +585,22 @@ def test_a_cropped_view_does_not_see_a_logo_at_the_edge() -> None:
         estimator = views.view(name)
         assert torch.equal(estimator(*marked), estimator(first, second)) == same
         assert estimator(first, second).shape == (1, 2, 64, 64)
+
+
+def test_a_reconstructed_view_takes_weights_and_nothing_else(tmp_path: Path) -> None:
+    from diffusers import AutoencoderTiny
+
+    net, frames = AutoencoderTiny(), torch.rand(1, 3, 40, 40) * 2 - 1
+    save_file(net.state_dict(), tmp_path / "taesd.safetensors")
+    estimator = views.view("taesd", taesd=tmp_path / "taesd.safetensors")
+    with torch.no_grad():
+        seen = net.eval()(views.resized(frames)).sample.clamp(-1, 1)
+        torch.testing.assert_close(estimator.see(frames), seen, atol=0.01, rtol=0)  # which rounds its latents
+    (tmp_path / "other.safetensors").write_bytes(b"no weights")
+    save_file({"weight": torch.zeros(1)}, tmp_path / "of_another.safetensors")
+    for wrong in (None, tmp_path / "missing", tmp_path / "other.safetensors", tmp_path / "of_another.safetensors"):
+        with pytest.raises(MotionPromptError, match="--taesd FILE"):
+            views.view("taesd", taesd=wrong)
 
 
 def test_aligned_views_have_the_same_clips_under_the_same_numbers() -> None:

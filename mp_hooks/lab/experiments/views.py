@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -83,10 +84,12 @@ def reconstructed(weights: Path | None) -> Callable[[Tensor], Tensor]:
     """Through TAESD's encoder and decoder, as a host's frames have been through a decoder."""
     from diffusers import AutoencoderTiny
 
-    if weights is None or not weights.is_file():
-        raise MotionPromptError("the view taesd needs --taesd FILE, AutoencoderTiny's weights as safetensors")
     vae = AutoencoderTiny().eval()
-    vae.load_state_dict({name: value.float() for name, value in load_file(weights).items()})
+    try:
+        vae.load_state_dict({name: value.float() for name, value in load_file(weights or "").items()})
+    except (OSError, RuntimeError, SafetensorError) as error:
+        words = "the view taesd needs --taesd FILE, AutoencoderTiny's weights as safetensors"
+        raise MotionPromptError(words) from error
     return lambda frames: vae.decode(vae.encode(resized(frames)).latents).sample.clamp(-1, 1)
 
 
