@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from textures import make_video
 from torch import Tensor
 
@@ -38,6 +39,7 @@ from mp_hooks.discriminator.train import Training, TrainingConfig, fit, flip, tu
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.flow import load_flow, warp
 from mp_hooks.guidance.objective import total_variation
+from mp_hooks.lab.experiments import views
 from mp_hooks.lab.mini.model import DISCRIMINATOR
 from mp_hooks.video import write_video
 
@@ -458,11 +460,22 @@ def test_clips_of_many_kinds_are_learned_from_and_what_is_none_is_told(
         (tmp_path / folder / "broken.mp4").write_bytes(b"no video")
     folders = [f"--{name}={tmp_path / folder}" for name, folder in (("real", "real"), ("fake", "fake"))]
     sizes = ["--flow-size", "32", "--image-size", "16", "--backbone", "conv", "--width", "8", "--epochs", "1"]
+    command = ["discriminator", "train", *folders, "--out", str(tmp_path / "out"), *sizes]
+
+    def extracted() -> list[tuple[str, str]]:
+        """(class, clips) of every line that tells the rate of an extraction."""
+        output = capsys.readouterr().out
+        return re.findall(r"(\w+): \d+ flow fields of (\d) clips in \d+ s: [\d.]+ fields a second", output)
+
     with pytest.warns(UserWarning, match=r"broken\.mp4"):
-        assert main(["discriminator", "train", *folders, "--out", str(tmp_path / "out"), *sizes]) == 0
-    told = re.findall(r"(\w+): \d+ flow fields of (\d) clips in \d+ s: [\d.]+ fields a second", capsys.readouterr().out)
+        assert main(command) == 0
+    told = extracted()
     assert [name for name, _ in told] == ["real", "generated"]
     assert all(int(clips) >= 5 for _, clips in told)
+    (tmp_path / "out/flow/generated/flow-00000.tar").unlink()  # as if it was killed there
+    with pytest.warns(UserWarning, match=r"broken\.mp4"):
+        assert main([*command, "--resume"]) == 0
+    assert extracted() == told[1:], "and no flow twice"
 
 
 def test_an_interrupted_training_ends_where_an_unbroken_one_does(
@@ -537,6 +550,67 @@ def test_sources_not_trained_on_are_told_apart(tmp_path: Path, capsys: pytest.Ca
     assert {name: clips for name, (_, clips) in table["discriminator"]["generators"].items()} == {"c": 3, "d": 3}
     assert table["discriminator"]["auc"] > 0.9
     assert set(table) == {"discriminator", "regression on mean flow and TV", "rigidity"}
+
+
+def test_views_of_the_same_clips_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(6):
+        make_video(tmp_path / f"real/{'ab'[number % 2]}/{number}.mp4", jitter=False, seed=number)
+        make_video(tmp_path / f"fake/{'cd'[number % 2]}/{number}.mp4", jitter=True, seed=100 + number)
+    folders = ["--real", str(tmp_path / "real"), "--fake", str(tmp_path / "fake"), "--out", str(tmp_path / "out")]
+    command = [*folders, "--flow-size", "32", "--epochs", "12"]
+    assert views.main([*command, "--case", "plain", "--case", "blurred/plain:plain", "--family", "[cd]"]) == 0
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line[:2] == "| "][1:]
+    assert [row[:2] for row in rows] == [
+        ["plain", "plain"],
+        ["plain, these alone", "plain"],
+        ["blurred/plain", "plain"],
+        ["blurred/plain, these alone", "plain"],
+    ]
+    areas = [float(row[2].split()[0]) for row in rows]
+    assert areas[0] > 0.9
+    assert areas[2] < areas[0], "it learned what is blurred"
+    assert views.main([*command, "--case", "shaken"]) == 2
+    assert "blurred" in capsys.readouterr().err
+    assert views.main([*command, "--case", "taesd"]) == 2
+    assert "--taesd FILE" in capsys.readouterr().err
+
+
+def test_a_cropped_view_does_not_see_a_logo_at_the_edge() -> None:
+    first = torch.rand(1, 3, 80, 80, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    second = first.roll(2, dims=3)
+    marked = [frames.clone() for frames in (first, second)]
+    for frames in marked:
+        frames[..., :7, 70:] = 1
+    for name, same in (("plain", False), ("cropped", True)):
+        estimator = views.view(name)
+        assert torch.equal(estimator(*marked), estimator(first, second)) == same
+        assert estimator(first, second).shape == (1, 2, 64, 64)
+
+
+def test_a_reconstructed_view_takes_weights_and_nothing_else(tmp_path: Path) -> None:
+    from diffusers import AutoencoderTiny
+
+    net, frames = AutoencoderTiny(), torch.rand(1, 3, 40, 40) * 2 - 1
+    save_file(net.state_dict(), tmp_path / "taesd.safetensors")
+    estimator = views.view("taesd", taesd=tmp_path / "taesd.safetensors")
+    with torch.no_grad():
+        seen = net.eval()(views.resized(frames)).sample.clamp(-1, 1)
+        torch.testing.assert_close(estimator.see(frames), seen, atol=0.01, rtol=0)  # which rounds its latents
+    (tmp_path / "other.safetensors").write_bytes(b"no weights")
+    save_file({"weight": torch.zeros(1)}, tmp_path / "of_another.safetensors")
+    for wrong in (None, tmp_path / "missing", tmp_path / "other.safetensors", tmp_path / "of_another.safetensors"):
+        with pytest.raises(MotionPromptError, match="--taesd FILE"):
+            views.view("taesd", taesd=wrong)
+
+
+def test_aligned_views_have_the_same_clips_under_the_same_numbers() -> None:
+    one, other = by_source_data({"real a": 2, "fake b": 2}), by_source_data({"real a": 2, "fake b": 2})
+    other.clips = other.clips[::-1]
+    left_out = other.clips[0]
+    other = FlowData(other.flow[other.clip > 0], other.clip[other.clip > 0] - 1, other.clips[1:], other.facts[1:])
+    for data in views.aligned([one, other]):
+        assert [clip.path for clip in data.clips] == [clip.path for clip in one.clips if clip != left_out]
+        assert data.clip.unique().tolist() == list(range(len(data.clips)))
 
 
 def test_evaluation_tells_sources_faults_and_what_the_gradient_asks_for(

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from fnmatch import fnmatch
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -183,19 +184,26 @@ def gather(
     corrupted: str | Path | None = None,
 ) -> FlowData:
     """`flow_of` real and of generated clips, and of real ones that are `corrupted`, in one."""
-    data = flow_of(real, True, cache / "real", estimator, settings, exclude, weights)
-    parts = [(fake, "generated", settings)]
+    parts = [(real, "real", settings), (fake, "generated", settings)]
     if corrupted is not None:
         parts.append((corrupted, "corrupted", replace(settings, corrupt=True)))
-    for videos, name, how in parts:
-        more = flow_of(videos, name == "corrupted", cache / name, estimator, how, exclude, weights)
-        data = FlowData(
-            torch.cat([data.flow, more.flow]),
-            torch.cat([data.clip, more.clip + len(data.clips)]),
-            data.clips + more.clips,
-            data.facts + more.facts,
-        )
-    return data
+    return joined(
+        [
+            flow_of(videos, name != "generated", cache / name, estimator, how, exclude, weights)
+            for videos, name, how in parts
+        ]
+    )
+
+
+def joined(parts: Sequence[FlowData]) -> FlowData:
+    """All of them in one."""
+    first = list(accumulate((len(part.clips) for part in parts), initial=0))
+    return FlowData(
+        torch.cat([part.flow for part in parts]),
+        torch.cat([part.clip + number for part, number in zip(parts, first, strict=False)]),
+        [clip for part in parts for clip in part.clips],
+        [fact for part in parts for fact in part.facts],
+    )
 
 
 def is_shards(folder: Path) -> bool:
