@@ -27,9 +27,14 @@ GUIDANCE_SCALE = 4.0
 CALL = {"num_inference_steps": 25, "num_frames": FRAMES, "guidance_scale": GUIDANCE_SCALE}  # of its pipeline
 
 
+def frames_of(size: int) -> int:
+    """Frames of a clip of this side: one for every 8 pixels."""
+    return FRAMES * size // SIZE
+
+
 @dataclass(frozen=True)
 class Form:
-    """How large a mini model is. Its clips are square, and have a frame for every 8 pixels of their side."""
+    """How large a mini model is. Its clips are square."""
 
     size: int
     latent_channels: int
@@ -39,7 +44,7 @@ class Form:
 
     @property
     def frames(self) -> int:
-        return FRAMES * self.size // SIZE
+        return frames_of(self.size)
 
     @property
     def latent_size(self) -> int:
@@ -139,7 +144,7 @@ def load_pipeline(folder: str | Path = PACKAGED) -> AnimateDiffPipeline:
 def shape_of(pipe: AnimateDiffPipeline) -> tuple[int, int]:
     """Frames and side in pixels of the clips that a mini model was trained on."""
     size = pipe.vae.config.sample_size
-    return FRAMES * size // SIZE, size
+    return frames_of(size), size
 
 
 def guidance(config: MotionPromptConfig | None = None) -> MotionPromptConfig:
