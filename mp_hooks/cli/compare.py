@@ -34,6 +34,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arms", nargs="+", dest="methods", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     parser.add_argument("--workers", type=int, help="processes of one thread (default: one a core)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="that samples (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=8, help="clips sampled together (default: %(default)s)")
     parser.add_argument("--measure-flow", default="pyramid", metavar="NAME", help="flow that measures use")
     parser.add_argument("--measure-flow-weights", metavar="FILE", help="its weights")
     parser.add_argument("--model", type=Path, metavar="DIR", help="another mini model (default: the packaged one)")
@@ -50,7 +51,7 @@ def _compare(args: argparse.Namespace) -> int:
     from mp_hooks.lab.experiments.paired import Experiment, run
     from mp_hooks.lab.experiments.results import table_text, write_results
 
-    for name in ("prompts", "seeds", "shown"):
+    for name in ("prompts", "seeds", "shown", "batch"):
         if getattr(args, name) < 1:
             raise MotionPromptError(f"--{name} is {getattr(args, name)}; it must be at least 1")
     args.mp_config = args.mp_config or mini.GUIDANCE
@@ -63,6 +64,7 @@ def _compare(args: argparse.Namespace) -> int:
         flow=args.measure_flow,
         flow_weights=args.measure_flow_weights,
         guidance=mini.guidance(config_from_flags(args)),
+        batch=args.batch,
     )
     results = run(experiment, methods, args.out, args.workers, args.device)
     print(table_text(experiment, results))

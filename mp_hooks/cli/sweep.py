@@ -16,6 +16,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("spec", type=Path, metavar="SPEC.yaml", help="cells, prompts, seeds (docs/sweeps has examples)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="a second run goes on in it (default: runs/SPEC)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of the mini model")
     parser.set_defaults(run=_sweep)
 
 
@@ -26,7 +27,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
     spec = read_spec(args.spec)
     out = args.out or Path("runs") / args.spec.stem
-    evaluation = run(spec, out)
+    evaluation = run(spec, out, args.device)
     if evaluation is None:
         print(f"{out}: other processes are still at work; the last one writes the table, or start this again")
         return 0

@@ -45,7 +45,6 @@ from mp_hooks.lab.mini.tracking import at_tracking_size, jerk, track_object, vel
 from mp_hooks.runs import claim
 from mp_hooks.video import as_frames
 
-CHUNK = 8  # clips sampled in one batch
 SETTINGS_FILE, MEASURES_FILE = "experiment.json", "measures.json"
 
 MEASURES = {
@@ -67,7 +66,8 @@ class Experiment:
     """What decides a result: prompts x seeds clips a method, drawn from `seed`, of the pipeline in `model`.
 
     Prompts are captions of scenes drawn from `seed`, without quality words and without the initial word. Two
-    experiments of different seeds share neither prompts nor noise.
+    experiments of different seeds share neither prompts nor noise. The clips of a batch are sampled together and draw
+    the same frame pairs; a chunk is one batch.
     """
 
     model: str
@@ -77,6 +77,7 @@ class Experiment:
     flow: str  # estimator that the measures use
     flow_weights: str | None
     guidance: MotionPromptConfig
+    batch: int = 8
 
     def clips(self) -> list[tuple[str, tuple[str, str, str], int]]:
         """(prompt, its attributes, noise seed) of every clip, in order."""
@@ -91,7 +92,7 @@ class Experiment:
 
     def chunks(self) -> int:
         """Number of batches a method is sampled in."""
-        return -(-self.prompts * self.seeds // CHUNK)
+        return -(-self.prompts * self.seeds // self.batch)
 
     def claim(self, out: Path) -> None:
         """Make `out` this experiment's folder, or find that its clips are; they may be measured anew."""
@@ -178,7 +179,7 @@ def sample_and_measure(
     experiment: Experiment, method: str, chunk: int, out: Path, device: str = "cpu"
 ) -> list[dict[str, float]]:
     """Sample a chunk unless it is there, and measure it: a row a clip."""
-    part = experiment.clips()[chunk * CHUNK : (chunk + 1) * CHUNK]
+    part = experiment.clips()[chunk * experiment.batch : (chunk + 1) * experiment.batch]
     path = _clips_file(out, method, chunk)
     try:
         clips = load_clips(out, method, chunk)

@@ -15,7 +15,7 @@ from mp_hooks.files import replacing
 from mp_hooks.flow import load_flow
 from mp_hooks.guidance.trace import read_trace
 from mp_hooks.lab.experiments.methods import BASELINE, GUIDED, METHODS
-from mp_hooks.lab.experiments.paired import CHUNK, MEASURES, Experiment, comparisons, load_clips, trace_file
+from mp_hooks.lab.experiments.paired import MEASURES, Experiment, comparisons, load_clips, trace_file
 from mp_hooks.lab.metrics import neighbouring_flow
 from mp_hooks.lab.mini.clips import FRAME_RATE
 from mp_hooks.lab.report.page import Figure, write_page
@@ -99,7 +99,7 @@ def _figures(experiment: Experiment, out: Path, columns: Sequence[str], shown: i
     estimator = load_flow(experiment.flow, experiment.flow_weights)
     figures = []
     for number, (prompt, _, seed) in enumerate(experiment.clips()[:shown]):
-        parts = [load_clips(out, method, number // CHUNK)[number % CHUNK] for method in columns]
+        parts = [load_clips(out, method, number // experiment.batch)[number % experiment.batch] for method in columns]
         flows = [neighbouring_flow(part, estimator) for part in parts]
         frames = side_by_side(parts, flows)
         for suffix in (".mp4", ".gif"):

@@ -46,6 +46,7 @@ class Spec:
     prompts: int | str
     seeds: Any = 1
     seed: int = 0  # of the mini model's prompts and noise
+    batch: int = 8  # clips that the mini model samples together
     guidance: Mapping[str, Any] | None = None
     cells: Mapping[str, Any] | None = None
     grid: Mapping[str, Sequence[Any]] | None = None
@@ -118,9 +119,9 @@ class Sampler(Protocol):
         """The measures of cells that are whole."""
 
 
-def run(spec: Spec, out: Path) -> Evaluation | None:
+def run(spec: Spec, out: Path, device: str = "cpu") -> Evaluation | None:
     """Do this process's share of the parts that are missing; the measures, once no part of any cell is missing."""
-    sampler: Sampler = MiniSampler(spec) if spec.command is None else CommandSampler(spec)
+    sampler: Sampler = MiniSampler(spec, device) if spec.command is None else CommandSampler(spec)
     folders = {name: out / "cells" / _slug(name) for name in spec.configurations}
     if len(set(folders.values())) < len(folders):
         raise MotionPromptError("two cells have names that differ in punctuation only; name them otherwise")
@@ -142,13 +143,14 @@ def run(spec: Spec, out: Path) -> Evaluation | None:
 class MiniSampler:
     """The embedded mini model on captions of random scenes; a part is a chunk of clips of the paired experiment."""
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: Spec, device: str = "cpu") -> None:
         from mp_hooks.lab import mini
         from mp_hooks.lab.experiments.methods import BASELINE, GUIDED
         from mp_hooks.lab.experiments.paired import Experiment
 
-        if not all(isinstance(value, int) and value > 0 for value in (spec.prompts, spec.seeds)):
-            raise MotionPromptError("without a command, prompts and seeds are numbers of 1 or more: how many of each")
+        if not all(isinstance(value, int) and value > 0 for value in (spec.prompts, spec.seeds, spec.batch)):
+            raise MotionPromptError("without a command, prompts, seeds and batch are numbers of 1 or more: how many")
+        self.device = device
         self.methods = {True: BASELINE, False: GUIDED}
         self.experiments = {
             config: Experiment(
@@ -159,6 +161,7 @@ class MiniSampler:
                 flow=spec.settings.flow,
                 flow_weights=spec.settings.flow_weights,
                 guidance=config or mini.guidance(),
+                batch=spec.batch,
             )
             for config in spec.configurations.values()
         }
@@ -171,7 +174,7 @@ class MiniSampler:
     def do(self, config: MotionPromptConfig | None, part: int, folder: Path) -> None:
         from mp_hooks.lab.experiments.paired import sample_and_measure
 
-        rows = sample_and_measure(self.experiments[config], self.methods[config is None], part, folder)
+        rows = sample_and_measure(self.experiments[config], self.methods[config is None], part, folder, self.device)
         with replacing(self._file(part, folder)) as temporary:
             temporary.write_text(json.dumps(rows) + "\n", encoding="utf-8")
 
