@@ -262,6 +262,31 @@ def test_a_training_run_resumes_where_it_stopped(tmp_path: Path, pipe):
         train(replace(config, batch=3), tmp_path, resume=True)
 
 
+def test_a_stage_computed_in_bfloat16_is_updated_in_float32(tmp_path: Path):
+    from mp_hooks.lab.mini.train import Loop
+
+    def stage(modules: torch.nn.ModuleDict) -> Loop:
+        return Loop("part", modules, 0.002, 1e-4, 0.9, tmp_path, 0, 1, dtype=torch.bfloat16)
+
+    modules = torch.nn.ModuleDict({"part": torch.nn.Linear(4, 4)})
+    before, computed = modules["part"].weight.detach().clone(), set()
+
+    def loss(generator: torch.Generator) -> torch.Tensor:
+        output = modules["part"](torch.randn(8, 4, generator=generator).bfloat16())
+        computed.add(output.dtype)
+        return (output.float() - 1).square().mean()
+
+    loop = stage(modules)
+    loop.run(loss)
+    after = modules["part"].weight.detach()
+    assert computed == {torch.bfloat16}
+    assert after.dtype == torch.float32 and not after.equal(before)
+    assert not after.equal(after.bfloat16().float())  # steps too small for bfloat16 are kept
+    resumed = torch.nn.ModuleDict({"part": torch.nn.Linear(4, 4)})
+    assert stage(resumed).step == loop.step
+    assert resumed["part"].weight.equal(after)
+
+
 @pytest.mark.parametrize("form", FORMS.values(), ids=list(FORMS))
 def test_every_form_is_small_and_its_parts_fit(form):
     pytest.importorskip("diffusers")
