@@ -408,7 +408,7 @@ def work(rank: int, config: TrainingConfig, out: Path, port: int) -> None:
     """All stages, in one worker."""
     torch.set_num_threads(1)
     torch.backends.cudnn.benchmark = True  # every batch has the same shape
-    # FlashAttention fills a tile of 128 with 16 frames: 1.24 times the seconds a step (H100). cuDNN fails at such shapes.
+    # FlashAttention fills a tile of 128 with 16 frames: 1.24 times as long a step (H100); cuDNN fails at some shapes
     torch.backends.cuda.enable_flash_sdp(False)
     torch.backends.cuda.enable_cudnn_sdp(False)
     if config.workers > 1:
