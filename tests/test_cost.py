@@ -126,8 +126,8 @@ def test_a_subclip_costs_its_part_of_the_clip_and_no_unconditional_branch_of_its
 
 
 def test_a_decoder_is_counted_without_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = replace(model.FORMS["small"], latent_channels=CHANNELS)
-    monkeypatch.setitem(model.FORMS, "small", small)
+    form = replace(model.FORM, latent_channels=CHANNELS)
+    monkeypatch.setattr(model, "FORM", form)
     with hosts.mini(STEPS) as full:
         counted = cost(full, replace(GUIDANCE, iterations=1, decoder="nowhere.safetensors"))
     assert counted.guided.flops["decode"] > 0

@@ -245,16 +245,16 @@ def lavie(checkout: Path, weights: Weights = FAKE) -> Iterator[FullSize]:
 
 @contextmanager
 def mini(steps: int = 25, weights: Weights = FAKE) -> Iterator[FullSize]:
-    """The embedded model, 64x64, 8 frames."""
+    """The embedded model, 128x128, 16 frames."""
     from mp_hooks.lab.mini import model
 
     with weights.mode() as mode:
-        form = model.FORMS["small"]
+        form = model.FORM
         pipe = model.build_pipeline(form)
         pipe._guidance_scale, pipe._clip_skip = model.GUIDANCE_SCALE, None
         with mode:
             latents = torch.empty(2, form.latent_channels, form.frames, form.latent_size, form.latent_size)
-            text = torch.empty(2 * model.FRAMES, model.MAX_TOKENS, model.TEXT_WIDTH)
+            text = torch.empty(2 * form.frames, model.MAX_TOKENS, model.TEXT_WIDTH)
         yield _pipeline(
             pipe, lambda steps: model.sample([PROMPT], [SEED], steps, pipe=pipe), mode, latents, text, steps=steps
         )

@@ -4,8 +4,8 @@ A textured shape moves, turns, bends and comes nearer or goes, in front of a tex
 sees, and behind a bar that stands before it. Everything carries texture, so that flow is defined everywhere.
 
 A `Scenes` holds every random decision of a batch of clips, so drawing and captioning are pure functions of it and the
-same scene can be drawn with its faults or without them. Lengths are pixels of a frame of 64, times frames of 8,
-whatever the size drawn: a clip of 128 pixels and 16 frames shows the same scene more finely.
+same scene can be drawn with its faults or without them. Lengths are pixels of a frame of `SIDE` and times frames of a
+clip of `SPAN`, whatever the size drawn: a clip of twice as many of both shows the same scene more finely.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-FRAMES = 8
-SIZE = 64
+SIDE, SPAN = 64, 8  # scenes are told in pixels of frames of this side, and in frames of clips this long
+SIZE, FRAMES = 128, 16  # of the clips drawn
 FRAME_RATE = 8  # frames a second at which clips are shown and measured
 
 COLOURS: dict[str, tuple[float, float, float]] = {
@@ -175,14 +175,14 @@ def sample_scenes(
     pace = ranges[:, 0] + (ranges[:, 1] - ranges[:, 0]) * uniform(n)
     radius = uniform(n, low=9.0, high=11.5)
     step = torch.tensor(list(DIRECTIONS.values()), dtype=torch.float32)[direction] * pace[:, None]
-    span = FRAMES - 1
+    span = SPAN - 1
     time = torch.linspace(-span / 2, span / 2, frames)
     # Across its motion the object lies anywhere inside the picture; along it, it starts near the side it comes from.
     # Without that the direction would hardly change a clip's mean, and a small model would not learn the word.
     margin = 1.25 * radius[:, None]
-    across = margin + (SIZE - 1 - 2 * margin) * uniform(n, 2)
+    across = margin + (SIDE - 1 - 2 * margin) * uniform(n, 2)
     start = margin + uniform(n, 2, high=6.0)
-    middle = torch.where(step > 0, start, SIZE - 1 - start) + step * span / 2
+    middle = torch.where(step > 0, start, SIDE - 1 - start) + step * span / 2
     path = torch.where(step == 0, across, middle)[:, None] + step[:, None] * time[None, :, None]
     turning = uniform(n, low=-0.14, high=0.14) * chance(TURN_SHARE, n)
     nearing = uniform(n, low=-0.035, high=0.035) * chance(NEARING_SHARE, n)
@@ -211,9 +211,9 @@ def sample_scenes(
         dim=-1,
     )
     camera = rates[:, None] * time[None, :, None]
-    camera[..., :2] += (SIZE - 1) / 2
+    camera[..., :2] += (SIDE - 1) / 2
     normals = torch.stack([step[:, 0] != 0, step[:, 1] != 0], dim=-1).float()  # across the object's way
-    place = ((path.mean(1) - (SIZE - 1) / 2) * normals).sum(1) + uniform(n, low=-8.0, high=8.0)
+    place = ((path.mean(1) - (SIDE - 1) / 2) * normals).sum(1) + uniform(n, low=-8.0, high=8.0)
     half = uniform(n, low=1.8, high=3.0) * chance(BAR_SHARE, n)
     bar = torch.cat([normals, place[:, None], half[:, None]], dim=1)
 
@@ -286,7 +286,7 @@ def draw(scenes: Scenes, size: int = SIZE) -> Tensor:
     places = _places(size, scenes.pose)
     behind = _into(places, scenes.camera)
     ground = behind + _folds(scenes, behind, 1)
-    blend = (places.sum(2) / (2 * SIZE - 2))[:, None].expand(-1, 3, *scenes.gain.shape[1:], -1, -1)
+    blend = (places.sum(2) / (2 * SIDE - 2))[:, None].expand(-1, 3, *scenes.gain.shape[1:], -1, -1)
     gradient = (scenes.background == list(BACKGROUNDS).index("gradient")).view(-1, 1, 1, 1, 1)
     low, high = (scenes.tint[:, side, :, None, None, None] for side in (0, 1))
     relief = _texture(ground, scenes.waves, scenes.boil[:, :, 1])
@@ -295,13 +295,13 @@ def draw(scenes: Scenes, size: int = SIZE) -> Tensor:
     own = _unbent(_into(places, scenes.pose, scenes.shake), scenes.bend)
     own = own + _folds(scenes, own, 0)
     distance = _signed_distance(scenes, own)
-    alpha = (0.5 - distance * size / SIZE).clamp(0, 1)[:, None]
+    alpha = (0.5 - distance * size / SIDE).clamp(0, 1)[:, None]
     light = 0.85 + _texture(own + scenes.slide[..., None, None], scenes.texture, scenes.boil[:, :, 0])
     colours = torch.tensor(list(COLOURS.values()), device=alpha.device)
     picture = picture + alpha * (colours[scenes.colour][:, :, None, None, None] * light[:, None] - picture)
 
     # The bar has the background's texture turned by a right angle, twice as strong and around a level of its own.
-    bar = (0.5 - _beyond_bar(scenes, behind) * size / SIZE).clamp(0, 1)[:, None]
+    bar = (0.5 - _beyond_bar(scenes, behind) * size / SIDE).clamp(0, 1)[:, None]
     turned = torch.stack([-ground[:, :, 1], ground[:, :, 0]], dim=2)
     surface = (1 - low.mean(1, keepdim=True)) + 2 * _texture(turned, scenes.waves, scenes.boil[:, :, 1])[:, None]
     picture = picture + bar * (surface - picture)
@@ -326,11 +326,11 @@ def true_flow(scenes: Scenes, size: int = SIZE) -> tuple[Tensor, Tensor]:
     layer = _depth(scenes, places)
     flow = (following - places)[:, :-1]
     there = following[:, :-1].round().long()
-    inside = ((there >= 0) & (there < SIZE)).all(2)
-    index = (there.clamp(0, SIZE - 1) * size // SIZE).unbind(2)
+    inside = ((there >= 0) & (there < SIDE)).all(2)
+    index = (there.clamp(0, SIDE - 1) * size // SIDE).unbind(2)
     flat = (index[1] * size + index[0]).flatten(2)
     same = layer[:, 1:].flatten(2).gather(2, flat).view_as(inside) == layer[:, :-1]
-    return flow * size / SIZE, inside & same & (layer[:, :-1] >= 0)
+    return flow * size / SIDE, inside & same & (layer[:, :-1] >= 0)
 
 
 def _depth(scenes: Scenes, places: Tensor) -> Tensor:
@@ -344,7 +344,7 @@ def _depth(scenes: Scenes, places: Tensor) -> Tensor:
 
 def _places(size: int, like: Tensor) -> Tensor:
     """x and y of every pixel in the units of scenes, [1, 1, 2, h, w]."""
-    axis = (torch.arange(size, device=like.device) + 0.5) * SIZE / size - 0.5
+    axis = (torch.arange(size, device=like.device) + 0.5) * SIDE / size - 0.5
     return torch.stack(torch.meshgrid(axis, axis, indexing="xy"))[None, None]
 
 
@@ -398,7 +398,7 @@ def _beyond_bar(scenes: Scenes, behind: Tensor) -> Tensor:
     x, y = behind.unbind(2)
     nx, ny, place, half = (part[:, None, None, None] for part in scenes.bar.unbind(1))
     outside = (nx * x + ny * y - place).abs() - half
-    return torch.where(half > 0, outside, outside + SIZE)
+    return torch.where(half > 0, outside, outside + SIDE)
 
 
 def captions(scenes: Scenes) -> list[str]:

@@ -34,13 +34,13 @@ def frames_of(size: int) -> int:
 
 @dataclass(frozen=True)
 class Form:
-    """How large a mini model is. Its clips are square."""
+    """How large a mini model is: its clips, which are square, and its networks. The defaults are the packaged one's."""
 
-    size: int
-    latent_channels: int
-    vae_channels: tuple[int, ...]  # each level but the first halves the side
-    unet_channels: tuple[int, ...]
-    text_levels: int = 1  # of the UNet, from the coarsest, that attend to the text
+    size: int = SIZE
+    latent_channels: int = 16
+    vae_channels: tuple[int, ...] = (16, 32, 64, 64)  # each level but the first halves the side
+    unet_channels: tuple[int, ...] = (48, 96, 112)
+    text_levels: int = 2  # of the UNet, from the coarsest, that attend to the text
 
     @property
     def frames(self) -> int:
@@ -51,13 +51,10 @@ class Form:
         return self.size >> (len(self.vae_channels) - 1)
 
 
-FORMS = {
-    "small": Form(SIZE, 16, (16, 32, 64, 64), (48, 96)),  # the packaged one, trained on a CPU
-    "large": Form(2 * SIZE, 16, (16, 32, 64, 64), (48, 96, 112), text_levels=2),  # for an accelerator
-}
+FORM = Form()
 
 
-def build_pipeline(form: Form = FORMS["small"]) -> AnimateDiffPipeline:
+def build_pipeline(form: Form = FORM) -> AnimateDiffPipeline:
     """An untrained mini model with random weights (drawn from torch's global generator)."""
     from diffusers import AnimateDiffPipeline, AutoencoderKL, DDIMScheduler, UNetMotionModel
     from transformers import CLIPTextConfig, CLIPTextModel

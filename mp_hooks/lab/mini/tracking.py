@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mp_hooks.lab.mini.clips import COLOURS, DIRECTIONS, SHAPES, SIZE, shape_distance
+from mp_hooks.lab.mini.clips import COLOURS, DIRECTIONS, SHAPES, SIDE, shape_distance
 
 SATURATION = 0.22  # backgrounds are nearly grey, objects are not
 SMALLEST_AREA = 40.0  # pixels; below it the frame counts as holding no object
@@ -36,8 +36,8 @@ class TrackedObject:
 
 
 def at_tracking_size(video: Tensor) -> Tensor:
-    """A clip [3, t, h, w] at the side that everything here is made for, 64 pixels."""
-    return F.interpolate(video[None], (video.shape[1], SIZE, SIZE), mode="area")[0]
+    """A clip [3, t, h, w] at the side that everything here is made for, `SIDE` pixels."""
+    return F.interpolate(video[None], (video.shape[1], SIDE, SIDE), mode="area")[0]
 
 
 def track_object(video: Tensor) -> TrackedObject:

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from mp_hooks.errors import exits_cleanly
 from mp_hooks.files import replacing
 from mp_hooks.lab.mini.clips import DIRECTIONS, Scenes, captions, draw, sample_scenes
-from mp_hooks.lab.mini.model import FORMS, build_pipeline, load_pipeline
+from mp_hooks.lab.mini.model import FORM, Form, build_pipeline, load_pipeline
 from mp_hooks.runs import claim
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class TrainingConfig:
     ema: float = 0.998
     prompt_dropout: float = 0.1
     prior_minutes: float = 3.0
-    form: str = "small"  # a key of model.FORMS
+    form: Form = FORM
     device: str = "cpu"  # bfloat16 on "cuda", where one worker does all, and clips are drawn
     start: str | None = None  # folder of a pipeline, whose weights are begun with where their shapes fit
 
@@ -415,7 +415,7 @@ def work(rank: int, config: TrainingConfig, out: Path, port: int) -> None:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         dist.init_process_group("gloo", rank=rank, world_size=config.workers)
     torch.manual_seed(config.seed)  # the same initial weights in every worker
-    pipe = build_pipeline(FORMS[config.form])
+    pipe = build_pipeline(config.form)
     if config.start:
         begin_with(pipe, load_pipeline(config.start))
     pipe.vae = train_vae(pipe.vae, config, out, rank)
@@ -442,9 +442,8 @@ def _loop(
 
 def _drawn(generator: torch.Generator, config: TrainingConfig) -> tuple[Scenes, Tensor]:
     """CHUNK random scenes of the training set, and their clips on the device."""
-    form = FORMS[config.form]
-    scenes = sample_scenes(CHUNK, generator, frames=form.frames)
-    return scenes, draw(scenes.to(config.device), form.size)
+    scenes = sample_scenes(CHUNK, generator, frames=config.form.frames)
+    return scenes, draw(scenes.to(config.device), config.form.size)
 
 
 def _moments(latents: Tensor, config: TrainingConfig) -> tuple[Tensor, Tensor]:
@@ -475,7 +474,6 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--out", type=Path, required=True, help="folder of the run")
     result.add_argument("--resume", action="store_true", help="go on with the run in --out")
     result.add_argument("--start", metavar="FOLDER", help="begin with the weights of this pipeline, where they fit")
-    result.add_argument("--form", choices=FORMS, default="small", help="large: 128x128, 16 frames, for an accelerator")
     result.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: needs --workers 1")
     numbers = ("minutes", "vae_minutes", "prior_minutes", "clips", "workers", "batch", "vae_batch", "seed", "rate")
     for name in (*numbers, "vae_rate"):
