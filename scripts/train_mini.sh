@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains the mini text-to-video model and evaluates it: bash scripts/train_mini.sh --out DIR [--minutes N] [--resume]
-# On an accelerator: --form large --device cuda --workers 1
+# On an accelerator: --device cuda --workers 1
 set -euo pipefail
 folder="" device="cpu"
 for ((i = 1; i <= $#; i++)); do
