@@ -24,7 +24,7 @@ from mp_hooks.video import as_frames
 
 OUT = Path(__file__).parents[1] / "docs/teaser.webp"
 PROMPTS, WORST = 24, 3
-ENLARGED = 3  # times the clips' 64 pixels
+ENLARGED = 2  # times the clips' 128 pixels
 GAP, HEAD, FOOT = 28, 40, 104  # between pairs, above and below, in pixels
 SLOWER = 2  # than the clips are
 

@@ -103,7 +103,7 @@ def _figures(experiment: Experiment, out: Path, columns: Sequence[str], shown: i
         flows = [neighbouring_flow(part, estimator) for part in parts]
         frames = side_by_side(parts, flows)
         for suffix in (".mp4", ".gif"):
-            enlarged = frames.repeat_interleave(4, 2).repeat_interleave(4, 3)
+            enlarged = frames.repeat_interleave(2, 2).repeat_interleave(2, 3)
             write_video(out / "side-by-side" / f"{number:02d}-seed{seed}{suffix}", enlarged, FRAME_RATE)
         figures.append(Figure(f"{prompt} (seed {seed})", data_url(frames, FRAME_RATE)))
     return figures
