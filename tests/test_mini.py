@@ -41,7 +41,7 @@ from mp_hooks.lab.mini.model import (
 )
 from mp_hooks.lab.mini.tracking import at_tracking_size
 
-SMALL = Form(SIDE, SPAN, unet_channels=(48, 48))
+SMALL = Form(SIDE, unet_channels=(48, 48))
 
 
 def scenes_of(n: int, seed: int = 0, **options):
