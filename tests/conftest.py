@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # what is this small only waits on more threads, and cannot be forked
@@ -13,6 +14,9 @@ import pytest
 import torch
 
 from mp_hooks import patching
+from mp_hooks.lab import mini
+from mp_hooks.lab.mini import model
+from mp_hooks.lab.mini.clips import SIDE
 from mp_hooks.testing import tiny
 from mp_hooks.testing.case import MissingPackage
 
@@ -38,3 +42,29 @@ def pipe() -> Iterator[Any]:
     """A tiny AnimateDiffPipeline, the fastest host there is."""
     with tiny("diffusers-animatediff").open() as pipe:
         yield pipe
+
+
+@pytest.fixture(scope="session")
+def small_form() -> model.Form:
+    """A mini model of half the side and half the frames, and less of a network."""
+    return model.Form(SIDE, unet_channels=(48, 48))
+
+
+@pytest.fixture(scope="session")
+def small_mini(small_form: model.Form, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an untrained mini model of that form, for tests that sample much and ask nothing of the clips."""
+    pytest.importorskip("diffusers")
+    folder = tmp_path_factory.mktemp("small-mini")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model.build_pipeline(small_form).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+@pytest.fixture
+def small_packaged(small_form: model.Form, small_mini: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That model in place of the packaged one, wherever none is named."""
+    monkeypatch.setattr(mini, "PACKAGED", small_mini)
+    monkeypatch.setattr(model, "FORM", small_form)
+    monkeypatch.setattr(model.load_pipeline, "__defaults__", (small_mini,))
+    monkeypatch.setattr(model.build_pipeline, "__defaults__", (small_form,))

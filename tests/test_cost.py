@@ -81,6 +81,7 @@ STEPS = 5
 GUIDANCE = replace(mini.guidance(), pairs=1, start=0.5, stop=0.9, iterations=2, progress=False, checkpointing="none")
 
 
+@pytest.mark.usefixtures("small_packaged")
 @pytest.mark.parametrize("checkpointing", ["none", "all"])
 def test_the_mini_model_computes_what_is_counted(checkpointing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A whole run on real tensors, every operation counted, against the count on fake ones."""
@@ -144,6 +145,7 @@ def test_the_tradeoff_draws_every_method(tmp_path: Path) -> None:
     assert picture.count("<!-- fast -->") == len(GAINS)
 
 
+@pytest.mark.usefixtures("small_packaged")
 def test_seconds_and_memory_are_measured_by_turns(capsys: pytest.CaptureFixture) -> None:
     command = ["cost", "mini", "--measure", "1", "--clips", "2"]
     assert main([*command, "--mp-iterations", "1", "--mp-checkpointing", "none", "--mp-start", "0.75"]) == 0
@@ -166,6 +168,7 @@ def test_a_folder_without_an_experiment_is_one_sentence(tmp_path: Path) -> None:
         points(tmp_path)
 
 
+@pytest.mark.usefixtures("small_packaged")
 def test_an_experiment_whose_discriminator_has_moved_since_is_still_read(tmp_path: Path) -> None:
     guidance = asdict(replace(mini.guidance(), start=0.9, stop=1.0, iterations=1)) | {
         "discriminator": "/gone/discriminator"

@@ -631,6 +631,7 @@ def test_evaluation_tells_sources_faults_and_what_the_gradient_asks_for(
     assert "give --real a folder of videos" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("small_packaged")
 @pytest.mark.slow
 def test_what_it_sees_of_drawn_faults(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("diffusers")

@@ -1,4 +1,4 @@
-"""The paired experiment and `motionprompt generate`, on the packaged mini model."""
+"""The paired experiment and `motionprompt generate`, on the mini model."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ for library in ("diffusers", "scipy", "jinja2", "matplotlib"):
     pytest.importorskip(library)
 
 
+@pytest.mark.usefixtures("small_packaged")
 def test_compare_in_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every method on two prompts: it differs from the baseline, is measured and shown, and is not sampled twice."""
     out = tmp_path / "compare"
@@ -60,6 +61,7 @@ def test_the_same_clips_may_be_measured_with_another_flow(tmp_path: Path) -> Non
         Experiment(seed=2, flow="raft_small", flow_weights="w.pth", **settings).claim(tmp_path)
 
 
+@pytest.mark.usefixtures("small_packaged")
 def test_guided_clips_depend_on_their_noise_seed_alone() -> None:
     """Not on torch's global seed, which every process draws anew: the frame pairs come from the clip's own."""
     clips = []
@@ -84,10 +86,10 @@ def test_generate_samples_the_mini_model_unless_told(tmp_path: Path) -> None:
     """With its own guidance, which is written beside the clips."""
     prompt = "a red circle moving left"
     for out, flags in (("plain", []), ("guided", ["--motionprompt"])):
-        words = ["generate", "--prompt", prompt, "--steps", "8", "--out", str(tmp_path / out), *flags]
+        words = ["generate", "--prompt", prompt, "--steps", "4", "--out", str(tmp_path / out), *flags]
         assert main(words) == 0
     plain, guided = (read_frames(tmp_path / out / f"{prompt}-0.mp4") for out in ("plain", "guided"))
-    assert plain.shape == (8, 3, 64, 64)
+    assert plain.shape == (16, 3, 128, 128)
     assert not torch.equal(plain, guided)
     assert load_config(tmp_path / "guided/config.yaml") == mini.guidance()
     assert (tmp_path / "guided/traces" / f"{prompt}-0.jsonl").is_file()

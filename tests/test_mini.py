@@ -34,14 +34,11 @@ from mp_hooks.lab.mini.model import (
     MAX_TOKENS,
     PACKAGED,
     SIZE,
-    Form,
     build_pipeline,
     load_pipeline,
     sample,
 )
 from mp_hooks.lab.mini.tracking import at_tracking_size
-
-SMALL = Form(SIDE, unet_channels=(48, 48))
 
 
 def scenes_of(n: int, seed: int = 0, **options):
@@ -157,12 +154,8 @@ def test_nothing_is_read_off_an_empty_clip():
 
 
 @pytest.fixture(scope="module")
-def pipe():
-    pytest.importorskip("diffusers")
-    torch.manual_seed(0)
-    pipe = build_pipeline(SMALL)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+def pipe(small_mini: Path):
+    return load_pipeline(small_mini)
 
 
 @pytest.fixture
@@ -254,12 +247,12 @@ def test_folding_the_normalisation_keeps_reconstructions(pipe):
         )
 
 
-def test_a_training_run_resumes_where_it_stopped(tmp_path: Path, pipe):
+def test_a_training_run_resumes_where_it_stopped(tmp_path: Path, small_form):
     from mp_hooks.lab.mini.train import CHUNK, TrainingConfig, train, work
 
     threads = torch.get_num_threads()
     short = {"vae_minutes": 0.01, "prior_minutes": 0.01, "minutes": 0.01}
-    config = TrainingConfig(workers=1, vae_clips=CHUNK, clips=CHUNK, batch=2, form=SMALL, **short)
+    config = TrainingConfig(workers=1, vae_clips=CHUNK, clips=CHUNK, batch=2, form=small_form, **short)
     stages = ("vae", "prior", "unet")
     try:
         work(0, config, tmp_path, port=0)
@@ -315,10 +308,9 @@ def test_the_model_is_small_and_its_parts_fit():
     assert pipe.unet.config.sample_size * pipe.vae_scale_factor == FORM.size
 
 
-def test_training_can_begin_with_another_pipeline(tmp_path: Path, pipe):
+def test_training_can_begin_with_another_pipeline(tmp_path: Path, small_form, small_mini: Path, pipe):
     from mp_hooks.lab.mini.train import CHUNK, TrainingConfig, work
 
-    pipe.save_pretrained(tmp_path / "first", safe_serialization=True)
     config = TrainingConfig(
         workers=1,
         clips=CHUNK,
@@ -327,8 +319,8 @@ def test_training_can_begin_with_another_pipeline(tmp_path: Path, pipe):
         prior_minutes=0,
         minutes=1e-6,
         rate=0.0,
-        start=str(tmp_path / "first"),
-        form=SMALL,
+        start=str(small_mini),
+        form=small_form,
     )
     threads = torch.get_num_threads()
     try:
@@ -389,11 +381,10 @@ def test_latents_of_clips_are_of_unit_variance(trained):
     assert deviation.min() > 0.8 and deviation.max() < 1.25
 
 
-def test_what_is_predicted_of_one_clip_is_never_parted(tmp_path: Path, pipe):
+def test_what_is_predicted_of_one_clip_is_never_parted(tmp_path: Path, small_mini: Path):
     from mp_hooks.discriminator.data import find_clips
 
-    pipe.save_pretrained(tmp_path / "model", safe_serialization=True)
-    options = ["--model", str(tmp_path / "model"), "--clips", "8", "--fake-from", "trace", "--steps", "8", "19"]
+    options = ["--model", str(small_mini), "--clips", "8", "--fake-from", "trace", "--steps", "8", "19"]
     assert train_discriminator.main(["--out", str(tmp_path), *options]) == 0
     for name in ("real", "sampled"):
         clips = find_clips(tmp_path / name, real=name == "real")

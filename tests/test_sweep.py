@@ -163,6 +163,7 @@ def test_a_cell_of_another_sweep_and_a_failing_command_are_told(spec: Path, tmp_
         run(read_spec(spec), tmp_path / "out")
 
 
+@pytest.mark.usefixtures("small_packaged")
 def test_the_mini_model_needs_no_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("diffusers")
     (tmp_path / "spec.yaml").write_text(

@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -37,7 +38,7 @@ def measure(config: MotionPromptConfig, rounds: int, clips: int) -> dict[str, li
     with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
         for _ in range(rounds):
             for kind in KINDS:
-                found[kind].append(pool.submit(_sampled, kind, config, clips).result())
+                found[kind].append(pool.submit(_sampled, kind, mini.PACKAGED, config, clips).result())
     return found
 
 
@@ -50,9 +51,9 @@ def operations(method: str, config: MotionPromptConfig) -> tuple[int, int]:
     return meter.flops.total(), meter.peak + sum(w.nbytes for module in modules for w in module.parameters())
 
 
-def _sampled(kind: str, config: MotionPromptConfig, clips: int) -> Measured:
+def _sampled(kind: str, model: Path, config: MotionPromptConfig, clips: int) -> Measured:
     torch.set_num_threads(1)
-    pipe = mini.load_pipeline()
+    pipe = mini.load_pipeline(model)
     prompts, seeds = [PROMPT] * clips, range(clips)
     mini.sample(prompts, seeds, steps=1, pipe=pipe, batch=clips)  # what is done once is done
     if kind == "off":
