@@ -40,7 +40,7 @@ from mp_hooks.lab.metrics import (
 )
 from mp_hooks.lab.mini.clips import captions, sample_scenes
 from mp_hooks.lab.mini.model import load_pipeline
-from mp_hooks.lab.mini.rigidity import morphing, unexplained
+from mp_hooks.lab.mini.rigidity import morphing
 from mp_hooks.lab.mini.tracking import at_tracking_size, jerk, track_object, velocity
 from mp_hooks.runs import claim
 from mp_hooks.video import as_frames
@@ -203,12 +203,11 @@ def measure(frames: Tensor, wanted: tuple[str, str, str], estimator: FlowEstimat
     """Every measure of one clip, uint8 [t, 3, h, w], whose caption named the attributes `wanted`."""
     flow = neighbouring_flow(frames, estimator)
     video = at_tracking_size(frames.transpose(0, 1).float() / 127.5 - 1)
-    as_it_is = video.shape[2:] == frames.shape[2:]  # then its flow is known already
     tracked = track_object(video.cpu())
     return {
         "flickering": temporal_flickering(frames),
         "warping": 1000 * warping_error(frames, flow),
-        "morphing": unexplained(video, flow.forward) if as_it_is else morphing(video, estimator),
+        "morphing": morphing(video, estimator),
         "jerk": jerk(tracked.path),
         "missing": float(tracked.path[:, 0].isnan().sum()),
         "dynamic": float(dynamic_degree(flow)),
