@@ -16,7 +16,7 @@ from mp_hooks.config import MotionPromptConfig
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.lab.metrics import MEASURES, VBENCH, compare, evaluate, groups_of_folders, groups_of_suffixes
 from mp_hooks.lab.metrics.measures import Settings
-from mp_hooks.lab.mini.clips import draw, sample_scenes
+from mp_hooks.lab.mini.clips import SIDE, SPAN, draw, sample_scenes
 from mp_hooks.lab.report.drift import drift
 from mp_hooks.lab.report.tables import Table
 from mp_hooks.video import as_frames, write_video
@@ -28,10 +28,10 @@ for library in ("scipy", "jinja2", "matplotlib"):
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The same three scenes drawn with flicker and without, and a clip that only one folder has."""
-    scenes = sample_scenes(40, torch.Generator().manual_seed(0), fault_share=1.0)
+    scenes = sample_scenes(40, torch.Generator().manual_seed(0), fault_share=1.0, frames=SPAN)
     scenes = scenes[scenes.faults[:, 1]][:3]
     root = tmp_path_factory.mktemp("clips")
-    for name, drawn in (("plain", draw(scenes)), ("steady", draw(scenes.without_faults()))):
+    for name, drawn in (("plain", draw(scenes, SIDE)), ("steady", draw(scenes.without_faults(), SIDE))):
         for number, clip in enumerate(drawn):
             write_video(root / name / f"clip {number}.mp4", as_frames(clip), 8)
     write_video(root / "plain" / "alone.mp4", as_frames(drawn[0]), 8)

@@ -20,7 +20,7 @@ from mp_hooks.lab.metrics import (
     warping_error,
 )
 from mp_hooks.lab.metrics.temporal import NeighbouringFlow
-from mp_hooks.lab.mini.clips import draw, sample_scenes
+from mp_hooks.lab.mini.clips import SIDE, SPAN, draw, sample_scenes
 from mp_hooks.video import as_frames
 
 
@@ -32,10 +32,10 @@ def test_flickering_is_the_mean_absolute_difference() -> None:
 
 
 def test_faults_raise_flicker_and_warping_error() -> None:
-    scenes = sample_scenes(60, torch.Generator().manual_seed(0), fault_share=1.0)
+    scenes = sample_scenes(60, torch.Generator().manual_seed(0), fault_share=1.0, frames=SPAN)
     flicker = scenes[scenes.faults[:, 1]]
     estimator, worse = load_flow("pyramid"), []
-    for faulty, clean in zip(draw(flicker), draw(flicker.without_faults()), strict=True):
+    for faulty, clean in zip(draw(flicker, SIDE), draw(flicker.without_faults(), SIDE), strict=True):
         pair = [as_frames(clip) for clip in (clean, faulty)]
         errors = [warping_error(clip, neighbouring_flow(clip, estimator)) for clip in pair]
         worse.append(errors[1] > errors[0] and temporal_flickering(pair[1]) < temporal_flickering(pair[0]))
@@ -110,7 +110,8 @@ def test_variation_of_the_flow_is_its_slope() -> None:
 
 
 def test_flow_is_the_same_in_parts() -> None:
-    frames = torch.stack([as_frames(clip) for clip in draw(sample_scenes(2, torch.Generator().manual_seed(1)))])
+    scenes = sample_scenes(2, torch.Generator().manual_seed(1), frames=SPAN)
+    frames = torch.stack([as_frames(clip) for clip in draw(scenes, SIDE)])
     estimator = load_flow("pyramid")
     longer = neighbouring_flow(frames.flatten(0, 1), estimator)
-    assert torch.allclose(longer.forward[:7], neighbouring_flow(frames[0], estimator).forward, atol=1e-4)
+    assert torch.allclose(longer.forward[: SPAN - 1], neighbouring_flow(frames[0], estimator).forward, atol=1e-4)

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mp_hooks.cli.main import main
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.lab.metrics import groups_of_folders
-from mp_hooks.lab.mini.clips import clean_clips
+from mp_hooks.lab.mini.clips import SIDE, SPAN, draw, sample_scenes
 from mp_hooks.lab.study import make, tally
 from mp_hooks.lab.study.ballots import parse_ballot, read_study
 from mp_hooks.lab.study.make import key_file
@@ -33,8 +34,8 @@ PAIRS, CHECKS = 4, 2
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
     """A study of four pairs, one of them gifs, and two attention checks."""
-    clips = clean_clips(2 * PAIRS, seed=0)[0]
-    for number, clip in enumerate(clips):
+    scenes = sample_scenes(2 * PAIRS, torch.Generator().manual_seed(0), frames=SPAN)
+    for number, clip in enumerate(draw(scenes, SIDE)):
         suffix = ".gif" if number < 2 else ".mp4"
         write_video(tmp_path / "AB"[number % 2] / f"{number // 2}{suffix}", as_frames(clip), 8)
     make(groups_of_folders([tmp_path / "A", tmp_path / "B"]), tmp_path / "site", "Which <b> & why?", CHECKS)

@@ -1,6 +1,6 @@
 """How well the mini model's samples match held-out captions, how often they show faults, and what flow is worth.
 
-`python -m mp_hooks.lab.mini.evaluate --samples 200 --seed S` prints: how far the flow estimator is from the drawn flow
+`python -m mp_hooks.lab.mini.evaluate --samples 100 --seed S` prints: how far the flow estimator is from the drawn flow
 of clean clips; how the captions match, read by classical means (mp_hooks.lab.mini.tracking) whose own accuracy on drawn
 clips is printed first; and the faults of clean clips, of the same drawn with faults, of samples, and of samples whose
 prompt says "steady".
@@ -92,8 +92,8 @@ def evaluate(
     shown = {"clean drawn": sharp, "drawn with the training set's faults": faulty}
     for name, before in (("sampled", ""), (f"sampled with '{STEADY}'", STEADY + " ")):
         prompts, videos = [before + prompt for prompt in captions(scenes)], []
-        for start in tqdm(range(0, samples, 10), desc=name, unit="batch"):
-            part = slice(start, start + 10)
+        for start in tqdm(range(0, samples, 8), desc=name, unit="batch"):
+            part = slice(start, start + 8)
             videos.append(sample(prompts[part], seeds[part], steps, guidance_scale, pipe))
         shown[name] = torch.cat(videos)
     figures, found = {}, {}
@@ -129,7 +129,7 @@ def _summary(values: dict[str, list[float]], limits: dict[str, float]) -> dict[s
 def main(arguments: Iterable[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mp_hooks.lab.mini.evaluate", description=__doc__)
     parser.add_argument("--model", type=Path, default=PACKAGED, help="pipeline folder (default: the packaged one)")
-    parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance-scale", type=float, default=GUIDANCE_SCALE)

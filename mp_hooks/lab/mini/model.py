@@ -156,7 +156,7 @@ def sample(
     steps: int = 25,
     guidance_scale: float = GUIDANCE_SCALE,
     pipe: AnimateDiffPipeline | None = None,
-    batch: int = 16,
+    batch: int = 8,
 ) -> Tensor:
     """Sample one clip a prompt through the ordinary pipeline call: videos [b, 3, t, h, w] in [-1, 1].
 
