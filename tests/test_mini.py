@@ -357,7 +357,7 @@ def trained():
 @needs_weights
 def test_the_package_is_small_and_loads_without_network(no_network):
     pytest.importorskip("diffusers")
-    assert sum(path.stat().st_size for path in PACKAGED.rglob("*") if path.is_file()) < 12e6
+    assert sum(path.stat().st_size for path in PACKAGED.rglob("*") if path.is_file()) < 20e6
     assert {path.suffix for path in PACKAGED.rglob("*") if path.is_file()} <= {".json", ".safetensors", ".txt"}
     pipe = load_pipeline()
     assert type(pipe).__name__ == "AnimateDiffPipeline"
