@@ -47,7 +47,7 @@ def pipe() -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def small_form() -> model.Form:
     """A mini model of half the side and half the frames, and less of a network."""
-    return model.Form(SIDE, unet_channels=(48, 48))
+    return model.Form(SIDE, vae_channels=(8, 16, 16, 16), unet_channels=(16, 16))
 
 
 @pytest.fixture(scope="session")
