@@ -77,7 +77,7 @@ class Experiment:
     flow: str  # estimator that the measures use
     flow_weights: str | None
     guidance: MotionPromptConfig
-    batch: int = 8
+    batch: int = 4
 
     def clips(self) -> list[tuple[str, tuple[str, str, str], int]]:
         """(prompt, its attributes, noise seed) of every clip, in order."""

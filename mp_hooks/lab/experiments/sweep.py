@@ -46,7 +46,7 @@ class Spec:
     prompts: int | str
     seeds: Any = 1
     seed: int = 0  # of the mini model's prompts and noise
-    batch: int = 8  # clips that the mini model samples together
+    batch: int = 4  # clips that the mini model samples together
     guidance: Mapping[str, Any] | None = None
     cells: Mapping[str, Any] | None = None
     grid: Mapping[str, Sequence[Any]] | None = None
