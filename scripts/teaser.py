@@ -1,4 +1,4 @@
-"""Draws the README's clips: python scripts/teaser.py [OUT.webp]. The embedded mini model on the CPU, about five minutes.
+"""Draws the README's clips: python scripts/teaser.py [OUT.webp]. The embedded mini model on the CPU, five minutes.
 
 Of 24 prompts the three whose plain clips flicker most and the one of median flicker: chosen before anything is guided.
 """
