@@ -22,7 +22,8 @@ from mp_hooks import backbones
 from mp_hooks.config import MotionPromptConfig
 from mp_hooks.guidance import MotionPrompt
 from mp_hooks.guidance.trace import read_trace
-from mp_hooks.lab.mini.model import DISCRIMINATOR, FRAMES, GUIDANCE_SCALE, SIZE, load_pipeline
+from mp_hooks.lab.mini.clips import SIDE, SPAN
+from mp_hooks.lab.mini.model import DISCRIMINATOR, GUIDANCE_SCALE, load_pipeline
 from mp_hooks.testing import CASES, HostCase, tiny
 from mp_hooks.testing.diffusers import AnimateDiffCase, CogVideoXCase
 
@@ -33,11 +34,11 @@ FALL = 1e-4  # of the loss in the first update: far above its rounding, and the 
 
 
 class MiniCase(AnimateDiffCase):
-    """The trained mini model."""
+    """The trained mini model, on clips of half its side and half its frames."""
 
     prompts: ClassVar = ["red circle moving right on a plain background"]
     config = replace(AnimateDiffCase.config, discriminator=str(DISCRIMINATOR))
-    settings: ClassVar = {"num_frames": FRAMES, "height": SIZE, "width": SIZE, "guidance_scale": GUIDANCE_SCALE}
+    settings: ClassVar = {"num_frames": SPAN, "height": SIDE, "width": SIDE, "guidance_scale": GUIDANCE_SCALE}
 
     def build(self, diffusers: Any) -> Any:
         return load_pipeline()
