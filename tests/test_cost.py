@@ -121,7 +121,7 @@ def test_a_guided_step_is_the_exact_algorithm_and_nothing_more() -> None:
 def test_a_subclip_costs_its_part_of_the_clip_and_no_unconditional_branch_of_its_own() -> None:
     """K = 4 on half of the clip: 4 halves forward and backward, and the step, to the two forwards of a plain step."""
     with hosts.mini() as full:
-        counted = cost(full, replace(GUIDANCE, subclip=4, iterations=4))
+        counted = cost(full, replace(GUIDANCE, subclip=model.FORM.frames // 2, iterations=4))
     forward = counted.plain.flops["denoiser"] / 2
     assert 2 + 4 - 0.5 < counted.guided.flops["denoiser"] / forward < 2 + 4 + 0.1
 
