@@ -8,4 +8,4 @@ prepare_environment mini
 
 export OMP_NUM_THREADS=1 # one process a core
 exec "$(dirname "$("$python" -c 'import sys; print(sys.executable)')")/motionprompt" compare \
-    --methods motionprompt word --prompts 6 --seeds 1 --batch 1 --out runs/demo "$@"
+    --methods motionprompt word --prompts 5 --seeds 1 --batch 1 --out runs/demo "$@"
