@@ -70,7 +70,9 @@ class MotionPromptConfig:
     variation: str = _option(
         "absolute", "total variation as it is, or relative to the flow's own size", choices=VARIATIONS
     )
-    lambda_reg: float = _option(0.01, "weight of the squared distance to the initial tokens", at_least=0)
+    lambda_reg: float = _option(
+        0.003, "weight of the squared distance to the initial tokens, in the learning rate's unit", at_least=0
+    )
     lambda_photo: float = _option(30.0, "weight of the photometric error; 0 is the paper's loss", at_least=0)
     discriminator: str | None = _option(None, "folder of the flow discriminator; the packaged one if not given")
     flow: str | None = _option(None, "flow estimator; the one the discriminator was trained with if not given")

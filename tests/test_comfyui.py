@@ -154,7 +154,7 @@ def tiny(name: str, **options: Any) -> Graph:
 
 OPTIONS = {
     **{"tokens": 1, "placement": "end", "init_word": "authentic", "relative_rate": 0.1, "optimizer": "adam"},
-    **{"pairs": 1, "min_interval": 1, "max_interval": 3, "lambda_disc": 1.0, "lambda_tv": 0.1, "lambda_reg": 0.01},
+    **{"pairs": 1, "min_interval": 1, "max_interval": 3, "lambda_disc": 1.0, "lambda_tv": 0.1, "lambda_reg": 0.003},
     **{"lambda_photo": 30.0, "flow": "", "flow_weights": "", "checkpointing": "auto", "precision": "auto"},
 }
 

@@ -131,7 +131,7 @@ def test_the_loss_is_the_signed_weighted_sum_of_its_parts(weights: list[float]) 
     method = MotionPrompt(MotionPromptConfig(**dict(zip(names, weights, strict=True))))
     generator = torch.Generator().manual_seed(0)
     first, second = torch.rand(2, 2, 1, 3, 64, 64, generator=generator) * 2 - 1  # of two samples a pair each
-    tokens, initial = torch.randn(2, 1, 8, generator=generator), torch.zeros(1, 8)
+    tokens, initial = torch.randn(2, 1, 8, generator=generator), torch.ones(1, 8)
     with torch.no_grad():
         loss = method.objective(first, second, tokens, initial, torch.zeros(1))
     parts = torch.stack([torch.log1p(-loss.phi), loss.tv, loss.reg, loss.photo])

@@ -162,12 +162,28 @@ def test_the_rate_is_in_units_of_the_embedding(pipe: Any, embedding: torch.Tenso
     )
 
 
-def test_a_rate_of_an_older_file_means_what_it_did(pipe: Any, tmp_path: Path) -> None:
-    (tmp_path / "old.yaml").write_text("version: 1\nlearning_rate: 0.01\n")
-    config = replace(CASE.config, optimizer="adam", learning_rate=load_config(tmp_path / "old.yaml").learning_rate)
-    _, method = guided(pipe, replace(config, iterations=1))
-    update = method.updates[0]
-    torch.testing.assert_close((update.after - update.before).abs().median(), torch.tensor(0.01), rtol=0.02, atol=0)
+@pytest.mark.parametrize("size", [1.0, 100.0])
+def test_the_distance_is_in_units_of_the_embedding(pipe: Any, embedding: torch.Tensor, size: float) -> None:
+    """A quarter of T0 away costs lambda_reg / 16, whatever the embedding's numbers are."""
+    embedding.mul_(size)
+    config = replace(CASE.config, optimizer="adam", learning_rate=None, relative_rate=0.25, lambda_reg=3.0)
+    _, method = guided(pipe, config)
+    update, initial = method.updates[1], method.runs[0].initial
+    assert update.iteration == 1
+    away = (update.before - initial).square().sum((1, 2)) / initial.square().sum()
+    torch.testing.assert_close(away, torch.full((2,), 0.25**2), rtol=0.05, atol=0)
+    torch.testing.assert_close(update.loss.pull, 3.0 * away)
+
+
+def test_rate_and_weight_of_an_older_file_mean_what_they_did(pipe: Any, tmp_path: Path) -> None:
+    (tmp_path / "old.yaml").write_text("version: 1\nlearning_rate: 0.01\nlambda_reg: 0.5\n")
+    old = load_config(tmp_path / "old.yaml")
+    config = replace(CASE.config, optimizer="adam", learning_rate=old.learning_rate, lambda_reg=old.lambda_reg)
+    _, method = guided(pipe, config)
+    first, second = method.updates[:2]
+    torch.testing.assert_close((first.after - first.before).abs().median(), torch.tensor(0.01), rtol=0.02, atol=0)
+    distance = (second.before - method.runs[0].initial).square().sum((1, 2))
+    torch.testing.assert_close(second.loss.pull, 0.5 * distance)
 
 
 def test_descent_is_measured_on_the_same_pairs_and_changes_nothing(pipe: Any, tmp_path: Path) -> None:

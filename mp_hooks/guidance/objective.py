@@ -85,7 +85,8 @@ class Loss:
 class Objective:
     """l_total = lambda_disc log(1 - phi(f)) + lambda_tv TV(f) + lambda_reg ||T - T0||^2, the poster's loss.
 
-    To which lambda_photo adds the frames' photometric error, ours.
+    To which lambda_photo adds the frames' photometric error, ours. relative: the distance is a fraction of ||T0||^2, as
+    embeddings of one encoder are a hundred times another's.
     """
 
     flow: FlowEstimator
@@ -95,6 +96,7 @@ class Objective:
     lambda_reg: float
     lambda_photo: float
     variation: Callable[[Tensor], Tensor] = total_variation
+    relative: bool = True
 
     def __call__(self, first: Tensor, second: Tensor, tokens: Tensor, initial: Tensor, crops: Tensor) -> Loss:
         """Loss of frame pairs, computed where the frames are: discriminator and flow estimator move there.
@@ -119,7 +121,7 @@ class Objective:
         disc = discriminator_loss(logits).view(samples, pairs).mean(1)
         tv = self.variation(flow).view(samples, pairs).mean(1)
         photo = photometric_error(earlier, later, flow).view(samples, pairs).mean(1)
-        reg = token_distance(tokens, initial)
+        reg = token_distance(tokens, initial) / (initial.square().sum() if self.relative else 1)
         motion = self.lambda_disc * disc + self.lambda_tv * tv + self.lambda_photo * photo
         phi = torch.sigmoid(logits.detach()).view(samples, pairs).mean(1)
         return Loss(disc=disc, tv=tv, photo=photo, reg=reg, phi=phi, motion=motion, pull=self.lambda_reg * reg)

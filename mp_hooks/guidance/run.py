@@ -66,7 +66,8 @@ class MotionPrompt:
                 stacklevel=2,
             )
         weights = (config.lambda_disc, config.lambda_tv, config.lambda_reg, config.lambda_photo)
-        self.objective = Objective(flow, discriminator, *weights, variation=VARIATIONS[config.variation])
+        variation, relative = VARIATIONS[config.variation], config.learning_rate is None
+        self.objective = Objective(flow, discriminator, *weights, variation=variation, relative=relative)
         self.decoder = TinyDecoder(config.decoder) if config.decoder else None
         self.trace = Trace(config.trace)
         self.observers: list[Callable[[Run, Update], None]] = []
