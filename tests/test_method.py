@@ -16,6 +16,7 @@ from mp_hooks.errors import MotionPromptError
 from mp_hooks.guidance.numerics import weights_in_float32
 from mp_hooks.guidance.objective import Loss
 from mp_hooks.guidance.trace import read_trace
+from mp_hooks.lab.experiments import descent
 from mp_hooks.testing.conformance import Recorder, assert_same_guidance, patched
 from mp_hooks.testing.diffusers import AnimateDiffCase
 
@@ -184,6 +185,13 @@ def test_rate_and_weight_of_an_older_file_mean_what_they_did(pipe: Any, tmp_path
     torch.testing.assert_close((first.after - first.before).abs().median(), torch.tensor(0.01), rtol=0.02, atol=0)
     distance = (second.before - method.runs[0].initial).square().sum((1, 2))
     torch.testing.assert_close(second.loss.pull, 0.5 * distance)
+
+
+def test_default_steps_descend_where_embeddings_are_large(tmp_path: Path) -> None:
+    """T5's are a hundred times CLIP's. Fails where rate or distance have another unit, or text does nothing."""
+    found = descent.measure("diffusers-latte", MotionPromptConfig(start=0.25, stop=1.0), tmp_path)
+    assert found.steps >= 12
+    assert found.fell >= 0.8 * found.steps
 
 
 def test_descent_is_measured_on_the_same_pairs_and_changes_nothing(pipe: Any, tmp_path: Path) -> None:

@@ -125,10 +125,13 @@ class TokenOptimizer:
 
     def fixed_loss(self, step: Step) -> Tensor:
         """The total loss [b] of T as it is, on pairs that are the same at every step."""
-        config, generator, view = self.config, torch.Generator().manual_seed(self.seed), self.host.view is not None
-        pairs = draw_pairs(step.frames, FIXED_PAIRS, config.min_interval, config.max_interval, generator, view)
         with torch.no_grad():
-            return self.loss(step, self.tokens, pairs).total
+            return self.loss(step, self.tokens, self.fixed_pairs(step)).total
+
+    def fixed_pairs(self, step: Step) -> Pairs:
+        """`FIXED_PAIRS` frame pairs, the same at every step."""
+        config, generator, view = self.config, torch.Generator().manual_seed(self.seed), self.host.view is not None
+        return draw_pairs(step.frames, FIXED_PAIRS, config.min_interval, config.max_interval, generator, view)
 
     def encode(self, tokens: Tensor) -> Tensor:
         """c(T) = text_encoder(P + S), the rows of S being T."""

@@ -2,7 +2,7 @@
 
 `python -m mp_hooks.lab.experiments.descent mini lavie --mp-relative-rate 0.1` prints a line each; without names all:
 tiny random instances of every host that can be built here. Random networks tell whether steps are of a sound size, not
-what they gain.
+what they gain: their updates look at the fixed pairs themselves (`SizeOfSteps` says why).
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ from torch import Tensor
 from mp_hooks import backbones
 from mp_hooks.config import MotionPromptConfig, add_config_flags, config_from_flags
 from mp_hooks.errors import MotionPromptError, exits_cleanly
+from mp_hooks.guidance import MotionPrompt, Step, full_precision
+from mp_hooks.guidance.method import TokenOptimizer
+from mp_hooks.guidance.schedule import Pairs
 from mp_hooks.guidance.trace import read_trace
 from mp_hooks.lab import mini
 from mp_hooks.lab.experiments.paired import Experiment
 from mp_hooks.testing import CASES, tiny
 
 MINI = "mini"
-CLIPS, SEED, STEPS = 6, 901, 10  # of the mini model
+CLIPS, SEED, STEPS = 12, 901, 10  # of the mini model
 SAMPLINGS = 2  # of two prompts, by a tiny host
 
 
@@ -52,6 +55,29 @@ class Descent:
         )
 
 
+class SizeOfSteps(TokenOptimizer):
+    """Of a random network only its steps' size is asked: updates look at the fixed pairs, with the whole gradient.
+
+    Two of its frame pairs have nothing in common, so that an update on one says nothing of another; and its causal VAE
+    hands early frames on undiminished, so that the gradient of a part of the clip points elsewhere (docs/cost.md).
+    """
+
+    def draw_pairs(self, step: Step) -> Pairs:
+        return self.fixed_pairs(step)
+
+    def pixels(self, clean: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        wanted = [0, *pairs.frames.flatten().tolist()]  # with the first frame no latent frame lacks its gradient
+        frames = full_precision(self.host.decode(clean, wanted))[:, :, 1:].transpose(1, 2)
+        first, second = frames.unflatten(1, (-1, 2)).unbind(2)
+        return first, second
+
+
+class SizingMotionPrompt(MotionPrompt):
+    """MotionPrompt for tiny random hosts."""
+
+    optimizer_type = SizeOfSteps
+
+
 def measure(name: str, config: MotionPromptConfig, folder: Path) -> Descent:
     """Sample host `name`, or the mini model, guided as `config` says, and read its trace in `folder`.
 
@@ -60,8 +86,12 @@ def measure(name: str, config: MotionPromptConfig, folder: Path) -> Descent:
     trace = folder / f"{name}.jsonl"
     with _sampler(name) as (host, case_config, sample):
         given = replace(config, discriminator=config.discriminator or case_config.discriminator)
-        with backbones.motionprompt(host, replace(given, descent=True, trace=str(trace), progress=False)):
+        method = MotionPrompt if name == MINI else SizingMotionPrompt
+        backbones.attach(host, method(replace(given, descent=True, trace=str(trace), progress=False)))
+        try:
             sample()
+        finally:
+            backbones.remove_patch(host)
     records = read_trace(trace)
     before, after = (
         torch.tensor([value for record in records if record["event"] == "descent" for value in record[side]])
