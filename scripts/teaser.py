@@ -1,6 +1,6 @@
 """Draws the README's clips: python scripts/teaser.py [OUT.webp]. The embedded mini model on the CPU, five minutes.
 
-Of 24 prompts the three whose plain clips flicker most and the one of median flicker: chosen before anything is guided.
+Of 12 prompts the three whose plain clips flicker most and the one of median flicker: chosen before anything is guided.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mp_hooks.lab.report.pictures import side_by_side
 from mp_hooks.video import as_frames
 
 OUT = Path(__file__).parents[1] / "docs/teaser.webp"
-PROMPTS, WORST = 24, 3
+PROMPTS, WORST = 12, 3
 ENLARGED = 2  # times the clips' 128 pixels
 GAP, HEAD, FOOT = 28, 40, 104  # between pairs, above and below, in pixels
 SLOWER = 2  # than the clips are

@@ -148,7 +148,10 @@ def test_the_tradeoff_draws_every_method(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("small_packaged")
 def test_seconds_and_memory_are_measured_by_turns(capsys: pytest.CaptureFixture) -> None:
     command = ["cost", "mini", "--measure", "1", "--clips", "2"]
-    assert main([*command, "--mp-iterations", "1", "--mp-checkpointing", "none", "--mp-start", "0.75"]) == 0
+    assert (
+        main([*command, "--mp-iterations", "1", "--mp-checkpointing", "none", "--mp-start", "0.75", "--mp-stop", "0.8"])
+        == 0
+    )
     counted, measured = capsys.readouterr().out.split("clips sampled 2 at once")
     assert re.search(r"guided, checkpointing none .* \(1\.\d\dx\)", counted.split("left out below")[0])
     parts = [float(number) for number in re.findall(r": +([\d.]+) TFLOP", counted)]

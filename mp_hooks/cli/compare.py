@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 METHODS = (
-    *("baseline", "motionprompt", "paper", "discriminator", "variation", "word", "steady"),
+    *("baseline", "motionprompt", "photometric", "discriminator", "variation", "unmoved", "word", "steady"),
     *("search", "freeinit", "latent", "refine"),
 )
 CHEAPER = "balanced"  # and not 'fast', whose tiny decoder does not know the mini model's latents

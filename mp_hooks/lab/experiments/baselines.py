@@ -46,6 +46,19 @@ class SearchingMotionPrompt(MotionPrompt):
     optimizer_type = RandomSearch
 
 
+class Unmoved(TokenOptimizer):
+    """The tokens as they start, at the guided steps: what their words do without any guidance."""
+
+    def optimise(self, step: Step, record: Callable[[Update], None]) -> None:
+        return None
+
+
+class UnmovedMotionPrompt(MotionPrompt):
+    """MotionPrompt without an update."""
+
+    optimizer_type = Unmoved
+
+
 class LatentGuidance:
     """The poster's baseline: descend the gradient with respect to z0_hat itself, at the same steps, K times each.
 

@@ -12,7 +12,13 @@ from torch import Tensor
 from mp_hooks import backbones
 from mp_hooks.config import PRESETS, MotionPromptConfig
 from mp_hooks.guidance import MotionPrompt
-from mp_hooks.lab.experiments.baselines import LatentGuidance, SearchingMotionPrompt, SelfRefining, free_init
+from mp_hooks.lab.experiments.baselines import (
+    LatentGuidance,
+    SearchingMotionPrompt,
+    SelfRefining,
+    UnmovedMotionPrompt,
+    free_init,
+)
 from mp_hooks.lab.mini.clips import STEADY
 from mp_hooks.lab.mini.model import sample
 
@@ -49,7 +55,9 @@ GUIDED = "motionprompt"
 METHODS = {
     BASELINE: SamplingMethod("plain sampling"),
     GUIDED: SamplingMethod("MotionPrompt", around=guided_with()),
-    "paper": SamplingMethod("MotionPrompt with the paper's loss alone", around=guided_with(lambda_photo=0.0)),
+    "photometric": SamplingMethod(
+        "MotionPrompt with the photometric term, which is not the paper's", around=guided_with(lambda_photo=10.0)
+    ),
     "discriminator": SamplingMethod(
         "MotionPrompt with the discriminator alone", around=guided_with(lambda_photo=0.0, lambda_tv=0.0)
     ),
@@ -57,6 +65,9 @@ METHODS = {
         "MotionPrompt with the flow's variation alone", around=guided_with(lambda_photo=0.0, lambda_disc=0.0)
     ),
     "balanced": SamplingMethod("MotionPrompt, preset balanced", around=guided_with(**PRESETS["balanced"])),
+    "unmoved": SamplingMethod(
+        "the token in its place, never moved", around=lambda pipe, config: guided(pipe, UnmovedMotionPrompt(config))
+    ),
     "word": SamplingMethod("the initial word appended", prompt=lambda prompt, config: f"{prompt} {config.init_word}"),
     "steady": SamplingMethod(f"the word '{STEADY}' in front", prompt=lambda prompt, _: f"{STEADY} {prompt}"),
     "search": SamplingMethod(

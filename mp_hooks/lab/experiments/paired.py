@@ -38,7 +38,7 @@ from mp_hooks.lab.metrics import (
     temporal_flickering,
     warping_error,
 )
-from mp_hooks.lab.mini.clips import captions, sample_scenes
+from mp_hooks.lab.mini.clips import SPAN, captions, sample_scenes
 from mp_hooks.lab.mini.model import load_pipeline
 from mp_hooks.lab.mini.rigidity import morphing
 from mp_hooks.lab.mini.tracking import at_tracking_size, jerk, track_object, velocity
@@ -81,7 +81,8 @@ class Experiment:
 
     def clips(self) -> list[tuple[str, tuple[str, str, str], int]]:
         """(prompt, its attributes, noise seed) of every clip, in order."""
-        scenes = sample_scenes(self.prompts, torch.Generator().manual_seed(self.seed), held_out=None)
+        # what is drawn beside captions depends on the length, and captions on what was drawn before
+        scenes = sample_scenes(self.prompts, torch.Generator().manual_seed(self.seed), held_out=None, frames=SPAN)
         scenes.words[:, :2] = False
         drawn = list(zip(captions(scenes), scenes.attributes(), strict=True))
         return [
