@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from mp_hooks.cli.main import main
 from mp_hooks.config import load_config
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.lab import mini
+from mp_hooks.lab.experiments import words
 from mp_hooks.lab.experiments.methods import METHODS
 from mp_hooks.lab.experiments.paired import Experiment, load_clips
 from mp_hooks.video import read_frames
@@ -59,6 +61,17 @@ def test_the_same_clips_may_be_measured_with_another_flow(tmp_path: Path) -> Non
     assert json.loads((tmp_path / "experiment.json").read_text())["experiment"]["flow"] == "raft_small"
     with pytest.raises(MotionPromptError, match=r"\(experiment.seed\)"):
         Experiment(seed=2, flow="raft_small", flow_weights="w.pth", **settings).claim(tmp_path)
+
+
+@pytest.mark.usefixtures("small_packaged")
+def test_words_at_the_tokens_place_are_told_apart() -> None:
+    """At every guided step, each word's term and the moved token's are others than the initial token's."""
+    config = replace(mini.guidance(), progress=False, stop=0.2)
+    found = words.measure(config, clips=1)
+    assert [step for step, _ in found] == [2, 3, 4]
+    for _, terms in found:
+        assert list(terms) == [config.init_word, *words.WORDS, "guided"]
+        assert len(set(terms.values())) == len(terms)
 
 
 @pytest.mark.usefixtures("small_packaged")

@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def guided(pipe: AnimateDiffPipeline, method: MotionPrompt) -> Iterator[None]:
+def guided(host: Any, method: MotionPrompt) -> Iterator[None]:
     """`attach` for the length of a with block."""
-    backbones.attach(pipe, method)
+    backbones.attach(host, method)
     try:
         yield
     finally:
-        backbones.remove_patch(pipe)
+        backbones.remove_patch(host)
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,14 @@ has moved it by then. All at the same latents, those of the guided sampling.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
 
 from mp_hooks.config import MotionPromptConfig, add_config_flags, config_from_flags
 from mp_hooks.errors import exits_cleanly
-from mp_hooks.guidance import MotionPrompt, Step
-from mp_hooks.guidance.method import Descent, TokenOptimizer, Update
+from mp_hooks.guidance import MotionPrompt, Run
+from mp_hooks.guidance.method import Update
 from mp_hooks.guidance.schedule import draw_pairs
 from mp_hooks.guidance.tokens import initial_tokens
 from mp_hooks.lab import mini
@@ -28,39 +27,30 @@ WORDS = (STEADY, *FAULTS.values())
 CLIPS, SEED, PAIRS = 4, 901, 6
 
 
-class Looking(MotionPrompt):
-    """MotionPrompt that keeps, at each guided step, (its index, {word: the discriminator's term [b]})."""
-
-    def __init__(self, config: MotionPromptConfig) -> None:
-        super().__init__(config)
-        self.found: list[tuple[int, dict[str, Tensor]]] = []
-        found = self.found
-
-        class Optimizer(TokenOptimizer):
-            def optimise(self, step: Step, record: Callable[[Update], None]) -> Descent | None:
-                descent = super().optimise(step, record)
-                pairs = draw_pairs(step.frames, PAIRS, 1, 1, torch.Generator().manual_seed(SEED), False)
-                tokens = {self.config.init_word: self.initial}
-                tokens |= {word: initial_tokens(self._text, self.host.word_ids(word), 1) for word in WORDS}
-                with torch.no_grad():
-                    losses = {
-                        name: self.loss(step, token.expand_as(self.tokens), pairs).disc
-                        for name, token in {**tokens, "guided": self.tokens}.items()
-                    }
-                found.append((step.index, losses))
-                return descent
-
-        self.optimizer_type = Optimizer
-
-
 def measure(config: MotionPromptConfig, clips: int) -> list[tuple[int, dict[str, float]]]:
     """(guided step, {word: mean discriminator's term}) of so many clips of the mini model."""
-    pipe = mini.load_pipeline()
-    experiment = Experiment(str(mini.PACKAGED), SEED, clips, 1, "pyramid", None, config)
-    method = Looking(config)
+    found: list[tuple[int, dict[str, float]]] = []
+
+    def look(run: Run, update: Update) -> None:
+        if update.iteration + 1 < config.iterations:
+            return
+        step, host, after = update.step, run.host, update.after
+        pairs = draw_pairs(step.frames, PAIRS, 1, 1, torch.Generator().manual_seed(SEED), False)
+        tokens = {config.init_word: run.initial}
+        tokens |= {word: initial_tokens(host.text, host.word_ids(word), 1) for word in WORDS}
+        tokens["guided"] = after
+        with torch.no_grad():
+            losses = {
+                name: run.optimizer.loss(step, token.expand_as(after), pairs).disc for name, token in tokens.items()
+            }
+        found.append((step.index, {name: float(values.mean()) for name, values in losses.items()}))
+
+    pipe, method = mini.load_pipeline(), MotionPrompt(config)
+    method.observers.append(look)
+    drawn = Experiment(str(mini.PACKAGED), SEED, clips, 1, "pyramid", None, config).clips()
     with guided(pipe, method):
-        mini.sample(*zip(*[(prompt, seed) for prompt, _, seed in experiment.clips()], strict=True), pipe=pipe)
-    return [(step, {word: float(values.mean()) for word, values in losses.items()}) for step, losses in method.found]
+        mini.sample([prompt for prompt, _, _ in drawn], [seed for _, _, seed in drawn], pipe=pipe)
+    return found
 
 
 def table(found: Sequence[tuple[int, dict[str, float]]]) -> str:
