@@ -47,6 +47,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         help="what it sees of faults on so many clips of the mini model's world, and in what is predicted of them",
     )
     evaluate.add_argument(
+        "--device", choices=["cpu", "cuda"], default="cpu", help="that samples for --drawn (default: %(default)s)"
+    )
+    evaluate.add_argument(
         "--held-out",
         action="store_true",
         help="only what training with --seed on these videos holds out; against the floor",
@@ -227,7 +230,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     if args.drawn:
         from mp_hooks.lab.mini.evaluate_discriminator import evaluate
 
-        for line in evaluate(model, args.drawn, args.flow_weights):
+        for line in evaluate(model, args.drawn, args.flow_weights, device=args.device):
             print(line, flush=True)
     return 0
 

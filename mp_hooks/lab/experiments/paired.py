@@ -40,7 +40,7 @@ from mp_hooks.lab.metrics import (
 )
 from mp_hooks.lab.mini.clips import SPAN, captions, sample_scenes
 from mp_hooks.lab.mini.model import load_pipeline
-from mp_hooks.lab.mini.rigidity import morphing
+from mp_hooks.lab.mini.rigidity import layer_motion
 from mp_hooks.lab.mini.tracking import at_tracking_size, jerk, track_object, velocity
 from mp_hooks.runs import claim
 from mp_hooks.video import as_frames
@@ -57,6 +57,7 @@ MEASURES = {
     "dynamic": Measure("dynamic degree (VBench)", 3, None),
     "length": Measure("mean flow, px per frame", 3, None),
     "speed": Measure("speed of the object, px per frame", 3, None),
+    "camera": Measure("motion of the camera, px per frame", 3, None),
     "caption": Measure("caption match", 3, True),
 }
 
@@ -205,14 +206,16 @@ def measure(frames: Tensor, wanted: tuple[str, str, str], estimator: FlowEstimat
     flow = neighbouring_flow(frames, estimator)
     video = at_tracking_size(frames.transpose(0, 1).float() / 127.5 - 1)
     tracked = track_object(video.cpu())
+    camera, morphing = layer_motion(video, estimator)
     return {
         "flickering": temporal_flickering(frames),
         "warping": 1000 * warping_error(frames, flow),
-        "morphing": morphing(video, estimator),
+        "morphing": morphing,
         "jerk": jerk(tracked.path),
         "missing": float(tracked.path[:, 0].isnan().sum()),
         "dynamic": float(dynamic_degree(flow)),
         "length": flow_length(flow),
         "speed": velocity(tracked.path).norm().item(),
+        "camera": camera,
         "caption": float(tracked.attributes == wanted),
     }

@@ -22,7 +22,7 @@ from mp_hooks.files import replacing
 from mp_hooks.flow import FlowEstimator, load_flow
 from mp_hooks.lab.mini.clips import STEADY, captions, draw, sample_scenes, true_flow
 from mp_hooks.lab.mini.model import GUIDANCE_SCALE, PACKAGED, load_pipeline, sample, shape_of
-from mp_hooks.lab.mini.rigidity import morphing
+from mp_hooks.lab.mini.rigidity import layer_motion
 from mp_hooks.lab.mini.tracking import TrackedObject, at_tracking_size, jerk, track_object
 
 ATTRIBUTES = ("colour", "shape", "direction")
@@ -46,7 +46,7 @@ def flicker(videos: Tensor) -> Tensor:
 def fault_figures(videos: Tensor, objects: Sequence[TrackedObject], estimator: FlowEstimator) -> dict[str, list[float]]:
     """Per clip: morphing (pixels), flicker (levels), jerk (pixels per frame cubed), frames that lack the object."""
     return {
-        "morphing": [morphing(video, estimator) for video in videos],
+        "morphing": [layer_motion(video, estimator)[1] for video in videos],
         "flicker": flicker(videos).tolist(),
         "jerk": [jerk(tracked.path) for tracked in objects],
         "missing": [float(tracked.path[:, 0].isnan().sum()) for tracked in objects],

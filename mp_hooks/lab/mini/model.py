@@ -84,6 +84,7 @@ def build_pipeline(form: Form = FORM) -> AnimateDiffPipeline:
         sample_size=form.size,
         # Training folds the latents' mean and deviation into the 1x1 convolutions around them.
         scaling_factor=1.0,
+        force_upcast=False,
     )
     finer = len(form.unet_channels) - form.text_levels
     unet = UNetMotionModel(

@@ -1,4 +1,4 @@
-"""How much of a clip's motion is no motion of things: what is left of its flow when each layer moves as a whole.
+"""How much of a clip's motion is motion of things: as a whole, and what is left of its flow then.
 
 In the drawn world everything moves affinely, but for bending, which is small: the background with the camera, the
 object along its path. Surfaces that are warped anew in each frame, or whose texture changes under them, do not.
@@ -19,25 +19,36 @@ MARGIN = 5  # pixels around the object's edge, where flow is of both layers, tha
 
 
 @torch.no_grad()
-def morphing(video: Tensor, estimator: FlowEstimator) -> float:
-    """`unexplained` of a clip [3, t, h, w] in [-1, 1] and its flow by this estimator."""
+def layer_motion(video: Tensor, estimator: FlowEstimator) -> tuple[float, float]:
+    """`lasting` and `unexplained` motion of a clip [3, t, h, w] in [-1, 1] by this estimator's flow."""
     frames = video.transpose(0, 1)
-    return unexplained(video, estimator(frames[:-1], frames[1:]))
+    flow = estimator(frames[:-1], frames[1:])
+    return lasting(video, flow), unexplained(video, flow)
+
+
+def lasting(video: Tensor, flow: Tensor) -> float:
+    """Mean length, in pixels, of the background's affine motion averaged over the clip: what the camera does, less its
+    shaking and what surfaces do. video [3, t, h, w] in [-1, 1]; flow [t - 1, 2, h, w]."""
+    background, _ = _layers(video)
+    return float(affine_fit(flow, background).mean(0).norm(dim=0).mean())
 
 
 def unexplained(video: Tensor, flow: Tensor) -> float:
-    """Mean length, in pixels, of what the layers' affine motions leave of the flow of each frame to the next.
+    """Morphing: mean length, in pixels, of what the layers' affine motions leave of the flow of each frame to the next.
 
     video [3, t, h, w] in [-1, 1]; flow [t - 1, 2, h, w].
     """
-    mask = (saturation_mask(video)[:-1] > 0.5).float()[:, None]
-    grown, shrunk = _dilated(mask), 1 - _dilated(1 - mask)
     left, area = flow.new_zeros(()), flow.new_zeros(())
-    for layer in (1 - grown, shrunk):
-        inside = layer[:, 0]
+    for inside in _layers(video):
         left = left + ((flow - affine_fit(flow, inside)).norm(dim=1) * inside).sum() / inside.sum().clamp(min=1)
         area = area + (inside.sum() > 0)
     return float(left / area.clamp(min=1))
+
+
+def _layers(video: Tensor) -> tuple[Tensor, Tensor]:
+    """Where background and object are in all frames but the last, [t - 1, h, w] each; edges are of neither."""
+    mask = (saturation_mask(video)[:-1] > 0.5).float()[:, None]
+    return (1 - _dilated(mask))[:, 0], (1 - _dilated(1 - mask))[:, 0]
 
 
 def affine_fit(flow: Tensor, weight: Tensor) -> Tensor:
