@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -102,6 +103,14 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and any(words in told for words in OUT_OF_MEMORY)
     )
+
+
+def release(vae: nn.Module) -> None:
+    """Let go of what a decode cut short has left: Wan's VAE keeps its cache, and with it the decode's graph."""
+    if callable(clear := getattr(vae, "clear_cache", None)):
+        clear()
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def free_memory(device: torch.device) -> int:

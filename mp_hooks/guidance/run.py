@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from mp_hooks.errors import MotionPromptError
 from mp_hooks.flow import load_flow
 from mp_hooks.guidance.contract import Host, Step
 from mp_hooks.guidance.decoder import TinyDecoder
-from mp_hooks.guidance.memory import Economy, checkpointed, is_out_of_memory
+from mp_hooks.guidance.memory import Economy, checkpointed, is_out_of_memory, release
 from mp_hooks.guidance.method import TokenOptimizer, Update
 from mp_hooks.guidance.numerics import (
     LossScale,
@@ -222,8 +221,7 @@ class Run:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        gc.collect()  # here, because the exception would keep everything that is to be freed
-        torch.cuda.empty_cache()
+        release(self.host.vae())  # here, because the exception would keep everything that is to be freed
         return None, OUT_OF_MEMORY
 
     def _policy(self, step: Step) -> str:

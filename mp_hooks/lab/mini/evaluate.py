@@ -2,8 +2,8 @@
 
 `python -m mp_hooks.lab.mini.evaluate --samples 100 --seed S` prints: how far the flow estimator is from the drawn flow
 of clean clips; how the captions match, read by classical means (mp_hooks.lab.mini.tracking) whose own accuracy on drawn
-clips is printed first; and the faults of clean clips, of the same drawn with faults, of samples, and of samples whose
-prompt says "steady".
+clips is printed first; and the faults and the motion of clean clips, of the same drawn with faults, of samples, and of
+samples whose prompt says "steady".
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from tqdm import tqdm
 from mp_hooks.errors import exits_cleanly
 from mp_hooks.files import replacing
 from mp_hooks.flow import FlowEstimator, load_flow
+from mp_hooks.lab.metrics import dynamic_degree, flow_length, neighbouring_flow
 from mp_hooks.lab.mini.clips import STEADY, captions, draw, sample_scenes, true_flow
 from mp_hooks.lab.mini.model import GUIDANCE_SCALE, PACKAGED, load_pipeline, sample, shape_of
 from mp_hooks.lab.mini.rigidity import layer_motion
 from mp_hooks.lab.mini.tracking import TrackedObject, at_tracking_size, jerk, track_object
+from mp_hooks.video import as_frames
 
 ATTRIBUTES = ("colour", "shape", "direction")
 
@@ -51,6 +53,18 @@ def fault_figures(videos: Tensor, objects: Sequence[TrackedObject], estimator: F
         "jerk": [jerk(tracked.path) for tracked in objects],
         "missing": [float(tracked.path[:, 0].isnan().sum()) for tracked in objects],
     }
+
+
+@torch.no_grad()
+def motion_figures(videos: Tensor, estimator: FlowEstimator) -> dict[str, float]:
+    """Means over clips [b, 3, t, h, w]: flow and motion of the camera, pixels a frame, and VBench's dynamic degree."""
+    flows = [neighbouring_flow(as_frames(video), estimator) for video in videos]
+    found = {
+        "flow": [flow_length(flow) for flow in flows],
+        "camera": [layer_motion(at_tracking_size(video), estimator)[0] for video in videos],
+        "dynamic": [float(dynamic_degree(flow)) for flow in flows],
+    }
+    return {name: round(sum(values) / len(values), 3) for name, values in found.items()}
 
 
 @torch.no_grad()
@@ -96,8 +110,9 @@ def evaluate(
             part = slice(start, start + 8)
             videos.append(sample(prompts[part], seeds[part], steps, guidance_scale, pipe))
         shown[name] = torch.cat(videos)
-    figures, found = {}, {}
+    figures, found, motion = {}, {}, {}
     for name, clips in shown.items():
+        motion[name] = motion_figures(clips, estimator)
         clips = torch.stack([at_tracking_size(clip) for clip in clips])
         found[name] = [track_object(clip) for clip in tqdm(clips.cpu(), desc=f"tracking, {name}")]
         figures[name] = fault_figures(clips, found[name], estimator)
@@ -113,6 +128,7 @@ def evaluate(
         "flow error": dict(zip(("mean", "median", "of a mean length of"), (round(x, 3) for x in error), strict=True)),
         "read off clean drawn clips": match_counts(found["clean drawn"], scenes.attributes()),
         "read off samples": match_counts(found["sampled"], scenes.attributes()),
+        "motion": motion,
         "faults": {source: _summary(values, limits) for source, values in figures.items()},
     }
 
@@ -159,6 +175,8 @@ def main(arguments: Iterable[str] | None = None) -> int:
     for source in ("read off clean drawn clips", "read off samples"):
         counts = result[source]
         print(f"{source}: " + ", ".join(f"{k} {v}/{args.samples} ({v / args.samples:.1%})" for k, v in counts.items()))
+    for source, summary in result["motion"].items():
+        print(f"motion, {source}: " + ", ".join(f"{name} {value}" for name, value in summary.items()))
     for source, summary in result["faults"].items():
         print(f"faults, {source}: " + ", ".join(f"{name} {value}" for name, value in summary.items()))
     return 0
