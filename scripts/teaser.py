@@ -1,6 +1,7 @@
 """Draws the README's clips: python scripts/teaser.py [OUT.webp]. The embedded mini model on the CPU, five minutes.
 
-Of 12 prompts the three whose plain clips flicker most and the one of median flicker: chosen before anything is guided.
+Of 12 prompts the three whose plain clips look least real to the discriminator, and the median one: chosen before
+anything is guided.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from mp_hooks import motionprompt
+from mp_hooks.discriminator import FlowDiscriminator
 from mp_hooks.files import replacing
 from mp_hooks.flow import load_flow
 from mp_hooks.lab import mini
 from mp_hooks.lab.experiments.paired import Experiment
-from mp_hooks.lab.metrics import neighbouring_flow, temporal_flickering
+from mp_hooks.lab.metrics import clip_logits, neighbouring_flow, temporal_flickering
+from mp_hooks.lab.mini.model import DISCRIMINATOR
 from mp_hooks.lab.report.pictures import side_by_side
 from mp_hooks.video import as_frames
 
@@ -43,16 +47,23 @@ def main(out: Path) -> None:
     prompts, _, seeds = zip(*experiment.clips(), strict=True)
     pipe = mini.load_pipeline()
     plain = [as_frames(video) for video in mini.sample(prompts, seeds, pipe=pipe)]
-    by_flicker = sorted(range(PROMPTS), key=lambda clip: temporal_flickering(plain[clip]))
-    chosen = [*by_flicker[:WORST], by_flicker[PROMPTS // 2]]
+    estimator, discriminator = load_flow("pyramid"), FlowDiscriminator.from_pretrained(DISCRIMINATOR)
+
+    def logits(clips: Sequence[Tensor]) -> list[float]:
+        videos = torch.stack(list(clips)).transpose(1, 2).float() / 127.5 - 1
+        return clip_logits(videos, discriminator, estimator).tolist()
+
+    plausible = logits(plain)
+    in_order = sorted(range(PROMPTS), key=lambda clip: plausible[clip])
+    chosen = [*in_order[:WORST], in_order[PROMPTS // 2]]
     with motionprompt(pipe, mini.guidance()):
         videos = mini.sample([prompts[clip] for clip in chosen], [seeds[clip] for clip in chosen], pipe=pipe)
-    estimator = load_flow("pyramid")
     pairs = []
     for clip, video in zip(chosen, videos, strict=True):
         both = [plain[clip], as_frames(video)]
         pairs.append(side_by_side(both, [neighbouring_flow(frames, estimator) for frames in both]))
-        print(f"{prompts[clip]}: flickering {' -> '.join(f'{temporal_flickering(frames):.4f}' for frames in both)}")
+        flickering = " -> ".join(f"{temporal_flickering(frames):.4f}" for frames in both)
+        print(f"{prompts[clip]}: flickering {flickering}, logit {' -> '.join(f'{x:+.2f}' for x in logits(both))}")
     first, *rest = [draw(frames, [prompts[clip] for clip in chosen]) for frames in zip(*pairs, strict=True)]
     with replacing(out) as path:
         first.save(
@@ -71,14 +82,14 @@ def draw(pairs: Sequence[Tensor], prompts: Sequence[str]) -> Image.Image:
     """One frame: pairs in a row, uint8 [3, h, w] each, with `plain` and `guided` above and the prompt below."""
     height, width = (ENLARGED * side for side in pairs[0].shape[1:])
     picture = Image.new("RGB", (len(pairs) * (width + GAP) - GAP, HEAD + height + FOOT), "white")
-    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(25)
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(23)
     for number, (pair, prompt) in enumerate(zip(pairs, prompts, strict=True)):
         left = number * (width + GAP)
         image = Image.fromarray(pair.permute(1, 2, 0).numpy())
         picture.paste(image.resize((width, height), Image.Resampling.BILINEAR), (left, HEAD))
         for at, label in ((0.25, "plain"), (0.75, "guided")):
             pen.text((left + at * width, HEAD / 2), label, "black", font, anchor="mm")
-        words = textwrap.fill(prompt, 26)
+        words = textwrap.fill(prompt, 32)
         pen.multiline_text((left + width / 2, HEAD + height + FOOT / 2), words, "#555555", font, "mm", align="center")
     return picture
 
