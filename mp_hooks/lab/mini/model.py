@@ -24,7 +24,7 @@ GUIDANCE = Path(__file__).parent / "guidance.yaml"
 TEXT_WIDTH = 96
 MAX_TOKENS = 24
 GUIDANCE_SCALE = 4.0
-CALL = {"num_inference_steps": 25, "num_frames": FRAMES, "guidance_scale": GUIDANCE_SCALE}  # of its pipeline
+CALL = {"num_inference_steps": 25, "guidance_scale": GUIDANCE_SCALE}  # of any of AnimateDiff's pipelines
 
 
 def frames_of(size: int) -> int:
