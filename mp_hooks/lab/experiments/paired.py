@@ -206,16 +206,16 @@ def measure(frames: Tensor, wanted: tuple[str, str, str], estimator: FlowEstimat
     flow = neighbouring_flow(frames, estimator)
     video = at_tracking_size(frames.transpose(0, 1).float() / 127.5 - 1)
     tracked = track_object(video.cpu())
-    camera, morphing = layer_motion(video, estimator)
+    moved = layer_motion(video, estimator)
     return {
         "flickering": temporal_flickering(frames),
         "warping": 1000 * warping_error(frames, flow),
-        "morphing": morphing,
+        "morphing": moved.morphing,
         "jerk": jerk(tracked.path),
         "missing": float(tracked.path[:, 0].isnan().sum()),
         "dynamic": float(dynamic_degree(flow)),
         "length": flow_length(flow),
         "speed": velocity(tracked.path).norm().item(),
-        "camera": camera,
+        "camera": moved.camera,
         "caption": float(tracked.attributes == wanted),
     }

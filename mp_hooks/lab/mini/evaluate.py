@@ -23,7 +23,7 @@ from mp_hooks.flow import FlowEstimator, load_flow
 from mp_hooks.lab.metrics import dynamic_degree, flow_length, neighbouring_flow
 from mp_hooks.lab.mini.clips import STEADY, captions, draw, sample_scenes, true_flow
 from mp_hooks.lab.mini.model import GUIDANCE_SCALE, PACKAGED, load_pipeline, sample, shape_of
-from mp_hooks.lab.mini.rigidity import layer_motion
+from mp_hooks.lab.mini.rigidity import LayerMotion, layer_motion
 from mp_hooks.lab.mini.tracking import TrackedObject, at_tracking_size, jerk, track_object
 from mp_hooks.video import as_frames
 
@@ -45,10 +45,12 @@ def flicker(videos: Tensor) -> Tensor:
     return videos.mean((1, 3, 4)).diff(n=2, dim=1).abs().mean(1) * 127.5
 
 
-def fault_figures(videos: Tensor, objects: Sequence[TrackedObject], estimator: FlowEstimator) -> dict[str, list[float]]:
+def fault_figures(
+    videos: Tensor, objects: Sequence[TrackedObject], moved: Sequence[LayerMotion]
+) -> dict[str, list[float]]:
     """Per clip: morphing (pixels), flicker (levels), jerk (pixels per frame cubed), frames that lack the object."""
     return {
-        "morphing": [layer_motion(video, estimator)[1] for video in videos],
+        "morphing": [motion.morphing for motion in moved],
         "flicker": flicker(videos).tolist(),
         "jerk": [jerk(tracked.path) for tracked in objects],
         "missing": [float(tracked.path[:, 0].isnan().sum()) for tracked in objects],
@@ -56,12 +58,12 @@ def fault_figures(videos: Tensor, objects: Sequence[TrackedObject], estimator: F
 
 
 @torch.no_grad()
-def motion_figures(videos: Tensor, estimator: FlowEstimator) -> dict[str, float]:
+def motion_figures(videos: Tensor, moved: Sequence[LayerMotion], estimator: FlowEstimator) -> dict[str, float]:
     """Means over clips [b, 3, t, h, w]: flow and motion of the camera, pixels a frame, and VBench's dynamic degree."""
     flows = [neighbouring_flow(as_frames(video), estimator) for video in videos]
     found = {
         "flow": [flow_length(flow) for flow in flows],
-        "camera": [layer_motion(at_tracking_size(video), estimator)[0] for video in videos],
+        "camera": [motion.camera for motion in moved],
         "dynamic": [float(dynamic_degree(flow)) for flow in flows],
     }
     return {name: round(sum(values) / len(values), 3) for name, values in found.items()}
@@ -112,10 +114,11 @@ def evaluate(
         shown[name] = torch.cat(videos)
     figures, found, motion = {}, {}, {}
     for name, clips in shown.items():
-        motion[name] = motion_figures(clips, estimator)
-        clips = torch.stack([at_tracking_size(clip) for clip in clips])
-        found[name] = [track_object(clip) for clip in tqdm(clips.cpu(), desc=f"tracking, {name}")]
-        figures[name] = fault_figures(clips, found[name], estimator)
+        small = torch.stack([at_tracking_size(clip) for clip in clips])
+        found[name] = [track_object(clip) for clip in tqdm(small.cpu(), desc=f"tracking, {name}")]
+        moved = [layer_motion(clip, estimator) for clip in small]
+        figures[name] = fault_figures(small, found[name], moved)
+        motion[name] = motion_figures(clips, moved, estimator)
     # A clip is called faulty beyond what 99 of 100 clean drawn clips show.
     limits = {name: torch.tensor(values).nanquantile(0.99).item() for name, values in figures["clean drawn"].items()}
     return {

@@ -24,13 +24,13 @@ from mp_hooks.lab.metrics import clip_logits, compare, rank_correlation
 from mp_hooks.lab.mini.clips import STEADY, Scenes, captions, draw, sample_scenes
 from mp_hooks.lab.mini.evaluate import fault_figures
 from mp_hooks.lab.mini.model import GUIDANCE_SCALE, load_pipeline, sample, shape_of
+from mp_hooks.lab.mini.rigidity import layer_motion
 from mp_hooks.lab.mini.tracking import at_tracking_size, track_object
-from mp_hooks.lab.mini.train_discriminator import redrawn
+from mp_hooks.lab.mini.train_discriminator import CHUNK, redrawn
 
 if TYPE_CHECKING:
     from diffusers import AnimateDiffPipeline
 
-CHUNK = 8
 SEED = 800_000  # far from the seeds of training and of experiments
 STEPS = [4, 8, 11, 14, 17, 20, 23]  # of 25
 REDRAWN = "clean, redrawn by the model"
@@ -68,11 +68,12 @@ def evaluate(
                 shown[f"{name} {step}"] = pipe.decode_latents(predicted(pipe, latents, prompts, step, noise))
         shown |= {f"samples {step}": pipe.decode_latents(predictions[step]) for step in steps}
         for name, batch in shown.items():
-            parts.setdefault(name, []).append(clip_logits(batch.to(device), discriminator, flow).cpu())
+            parts.setdefault(name, []).append(clip_logits(batch, discriminator, flow).cpu())
         for name, batch in {**decoded, "samples": videos}.items():
-            small = torch.stack([at_tracking_size(video) for video in batch.to(device)])
+            small = torch.stack([at_tracking_size(video) for video in batch])
             tracked = [track_object(video) for video in small.cpu()]
-            for measure, values in fault_figures(small, tracked, pyramid).items():
+            moved = [layer_motion(video, pyramid) for video in small]
+            for measure, values in fault_figures(small, tracked, moved).items():
                 parts.setdefault(f"{measure} of {name}", []).append(torch.tensor(values))
     found = {name: torch.cat(values) for name, values in parts.items()}
 

@@ -6,6 +6,8 @@ object along its path. Surfaces that are warped anew in each frame, or whose tex
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,31 +20,30 @@ SCALE = 0.25  # pixels beyond which a flow vector counts less (Cauchy)
 MARGIN = 5  # pixels around the object's edge, where flow is of both layers, that are left out
 
 
+class LayerMotion(NamedTuple):
+    """How a clip moves, in pixels per frame.
+
+    camera: length of the background's affine motion averaged over the clip, which leaves out its shaking and what
+    surfaces do. morphing: mean length of what the layers' affine motions leave of the flow of each frame to the next.
+    """
+
+    camera: float
+    morphing: float
+
+
 @torch.no_grad()
-def layer_motion(video: Tensor, estimator: FlowEstimator) -> tuple[float, float]:
-    """`lasting` and `unexplained` motion of a clip [3, t, h, w] in [-1, 1] by this estimator's flow."""
+def layer_motion(video: Tensor, estimator: FlowEstimator) -> LayerMotion:
+    """The motion of the layers of a clip [3, t, h, w] in [-1, 1] by this estimator's flow."""
     frames = video.transpose(0, 1)
     flow = estimator(frames[:-1], frames[1:])
-    return lasting(video, flow), unexplained(video, flow)
-
-
-def lasting(video: Tensor, flow: Tensor) -> float:
-    """Mean length, in pixels, of the background's affine motion averaged over the clip: what the camera does, less its
-    shaking and what surfaces do. video [3, t, h, w] in [-1, 1]; flow [t - 1, 2, h, w]."""
-    background, _ = _layers(video)
-    return float(affine_fit(flow, background).mean(0).norm(dim=0).mean())
-
-
-def unexplained(video: Tensor, flow: Tensor) -> float:
-    """Morphing: mean length, in pixels, of what the layers' affine motions leave of the flow of each frame to the next.
-
-    video [3, t, h, w] in [-1, 1]; flow [t - 1, 2, h, w].
-    """
+    layers = _layers(video)
+    fitted = [affine_fit(flow, inside) for inside in layers]
     left, area = flow.new_zeros(()), flow.new_zeros(())
-    for inside in _layers(video):
-        left = left + ((flow - affine_fit(flow, inside)).norm(dim=1) * inside).sum() / inside.sum().clamp(min=1)
+    for inside, moved in zip(layers, fitted, strict=True):
+        left = left + ((flow - moved).norm(dim=1) * inside).sum() / inside.sum().clamp(min=1)
         area = area + (inside.sum() > 0)
-    return float(left / area.clamp(min=1))
+    background, _ = fitted
+    return LayerMotion(float(background.mean(0).norm(dim=0).mean()), float(left / area.clamp(min=1)))
 
 
 def _layers(video: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ import multiprocessing
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from mp_hooks.errors import exits_cleanly
 from mp_hooks.lab.mini.clips import FRAME_RATE, captions, draw, sample_scenes
-from mp_hooks.lab.mini.model import GUIDANCE_SCALE, PACKAGED, load_pipeline, sample, shape_of
+from mp_hooks.lab.mini.model import CALL, PACKAGED, load_pipeline, sample, shape_of
 from mp_hooks.video import as_frames, write_video
 
 if TYPE_CHECKING:
@@ -46,11 +46,10 @@ def redrawn(pipe: AnimateDiffPipeline, videos: Tensor, prompts: Sequence[str], s
         prompt=list(prompts),
         height=videos.shape[-2],
         width=videos.shape[-1],
-        num_inference_steps=25,
-        guidance_scale=GUIDANCE_SCALE,
         strength=STRENGTH,
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         output_type="pt",
+        **CALL,
     ).frames
     return frames.transpose(1, 2).float() * 2 - 1
 
@@ -61,9 +60,8 @@ def _pipeline(model: str, device: str) -> Any:
     return load_pipeline(model).to(device)
 
 
-def _write_chunk(task: tuple[str, Path, int, str]) -> None:
+def _write_chunk(model: str, out: Path, device: str, chunk: int) -> None:
     """Eight clips of each kind."""
-    model, out, chunk, device = task
     pipe, first = _pipeline(model, device), SEED + CHUNK * chunk
     frames, size = shape_of(pipe)
     scenes = sample_scenes(CHUNK, torch.Generator().manual_seed(first), held_out=None, frames=frames)
@@ -86,10 +84,15 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--clips", type=int, default=128, help="of each kind (default: %(default)s)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="that samples (default: %(default)s)")
     args = parser.parse_args(arguments)
-    tasks = [(str(args.model), args.out, chunk, args.device) for chunk in range(args.clips // CHUNK)]
+    chunks = range(args.clips // CHUNK)
     workers = os.cpu_count() if args.device == "cpu" else 1
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        for _ in tqdm(pool.map(_write_chunk, tasks), total=len(tasks), desc="clips", unit="batch"):
+        for _ in tqdm(
+            pool.map(partial(_write_chunk, str(args.model), args.out, args.device), chunks),
+            total=len(chunks),
+            desc="clips",
+            unit="batch",
+        ):
             pass
     print(f"clips: {args.out}")
     return 0
