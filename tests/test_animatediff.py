@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mp_hooks.backbones import attached
 from mp_hooks.guidance import MotionPrompt
 from mp_hooks.testing import tiny
 from mp_hooks.testing.animatediff import motion_lora
-from mp_hooks.testing.conformance import Recorder, patched
+from mp_hooks.testing.conformance import Recorder
 
 pytestmark = pytest.mark.upstream("animatediff")
 CASE = tiny("animatediff")
@@ -130,7 +131,7 @@ def test_a_dreambooth_checkpoint_is_loaded_and_guided(
         for name in (name for name in wanted if "motion_modules." not in name):
             assert torch.equal(loaded[name], wanted[name]), name
     method = Recorder(CASE.config)
-    with patched(host, method):
+    with attached(host, method):
         assert CASE.sample(host, CASE.prompts[:1], seed=7).isfinite().all()
     assert (method.runs[0].tokens != method.runs[0].initial).any()
 
@@ -171,7 +172,7 @@ def test_loras_change_the_weights_they_name(host: Any, tmp_path: Path) -> None:
 def test_every_copy_of_a_prompt_has_its_own_tokens(host: Any) -> None:
     several = tiny("animatediff", num_videos_per_prompt=2, negative_prompt="something else")
     method = Recorder(CASE.config)
-    with patched(host, method):
+    with attached(host, method):
         videos = several.sample(host, CASE.prompts[:1], seed=7)
     (run,) = method.runs
     assert len(videos) == 2
@@ -185,7 +186,7 @@ def test_a_pipeline_is_used_over_many_prompts(host: Any) -> None:
     """Each begins afresh; without guidance, and with a prompt that fills the context."""
     alone = tiny("animatediff", guidance_scale=1.0)
     method = MotionPrompt(CASE.config)
-    with patched(host, method), pytest.warns(UserWarning, match="last 1 tokens make room"):
+    with attached(host, method), pytest.warns(UserWarning, match="last 1 tokens make room"):
         first = alone.sample(host, CASE.prompts[:1], seed=7)
         assert alone.sample(host, ["forest " * 90], seed=8).isfinite().all()
         torch.testing.assert_close(

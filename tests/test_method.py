@@ -17,7 +17,7 @@ from mp_hooks.guidance.numerics import weights_in_float32
 from mp_hooks.guidance.objective import Loss
 from mp_hooks.guidance.trace import read_trace
 from mp_hooks.lab.experiments import descent
-from mp_hooks.testing.conformance import Recorder, assert_same_guidance, patched
+from mp_hooks.testing.conformance import Recorder, assert_same_guidance
 from mp_hooks.testing.diffusers import AnimateDiffCase
 
 CASE = AnimateDiffCase()
@@ -25,7 +25,7 @@ CASE = AnimateDiffCase()
 
 def guided(pipe: Any, config: MotionPromptConfig, spoil: Any = None) -> tuple[torch.Tensor, Recorder]:
     method = Recorder(config)
-    with patched(pipe, method):
+    with backbones.attached(pipe, method):
         if spoil is not None:
             method.objective = spoil(method.objective)
         return CASE.sample(pipe, CASE.prompts, seed=7), method
@@ -97,7 +97,7 @@ def test_updates_are_computed_without_tensorfloat32_and_the_users_choice_comes_b
     try:
         for place in places:
             setattr(*place, fast)
-        with patched(pipe, method):
+        with backbones.attached(pipe, method):
             CASE.sample(pipe, CASE.prompts, seed=7)
         assert seen and not any(fast in flags for flags in seen)
         assert [getattr(*place) for place in places] == [fast, fast]
@@ -109,7 +109,7 @@ def test_updates_are_computed_without_tensorfloat32_and_the_users_choice_comes_b
 @pytest.mark.filterwarnings("ignore:.*not finite")
 def test_a_loss_scale_that_overflows_comes_down_and_stays_down(half: Any) -> None:
     method = Recorder(replace(CASE.config, loss_scale=2.0**24))
-    with patched(half, method):
+    with backbones.attached(half, method):
         for _ in range(2):
             assert CASE.sample(half, CASE.prompts, seed=7).isfinite().all()
     assert method.loss_scale.value < 2.0**24

@@ -19,7 +19,7 @@ from mp_hooks.cli import patch
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.guidance.tokens import SLOT, RoomyTokenizer, TextInput
 from mp_hooks.testing import tiny
-from mp_hooks.testing.conformance import Recorder, patched
+from mp_hooks.testing.conformance import Recorder
 from mp_hooks.testing.pipelines import chat_tokenizer
 
 diffusers = pytest.importorskip("diffusers")
@@ -96,7 +96,7 @@ def test_four_steps_have_a_guided_one(model: str) -> None:
     """With the paper's window, by a gradient that is there."""
     case = FEW[model]
     method = Recorder(replace(case.config, start=0.08, stop=0.30))
-    with case.open() as host, patched(host, method):
+    with case.open() as host, backbones.attached(host, method):
         case.sample(host, case.prompts[:1], seed=7)
     (run,) = method.runs
     assert run.outcome.guided == 1

@@ -10,10 +10,11 @@ import pytest
 import torch
 from upstreams import needs
 
+from mp_hooks.backbones import attached
 from mp_hooks.config import MotionPromptConfig
 from mp_hooks.testing import tiny
 from mp_hooks.testing.case import DISCRIMINATOR
-from mp_hooks.testing.conformance import Recorder, patched
+from mp_hooks.testing.conformance import Recorder
 from mp_hooks.testing.diffusers import DiffusersCase
 from mp_hooks.testing.precision import compare, table
 
@@ -85,7 +86,7 @@ def test_updates_under_autocast(name: str, precision: str) -> None:
             handle = method.objective.discriminator.register_full_backward_hook(
                 lambda _module, given, _made: types.update(one.dtype for one in given if one is not None)
             )
-            with patched(host, method), torch.autocast("cpu", torch.bfloat16, enabled=autocast), torch.no_grad():
+            with attached(host, method), torch.autocast("cpu", torch.bfloat16, enabled=autocast), torch.no_grad():
                 torch.manual_seed(7)
                 assert case.sample(host, case.prompts, seed=7).isfinite().all()
             handle.remove()

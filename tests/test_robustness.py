@@ -14,7 +14,7 @@ import torch
 from mp_hooks import backbones
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.guidance.trace import Trace, read_trace
-from mp_hooks.testing.conformance import Recorder, assert_same_guidance, patched
+from mp_hooks.testing.conformance import Recorder, assert_same_guidance
 from mp_hooks.testing.diffusers import AnimateDiffCase
 
 accelerate = pytest.importorskip("accelerate")
@@ -60,7 +60,7 @@ def test_out_of_memory_is_met_with_more_checkpointing_and_the_step_made_again(
     """Twice in the second guided step: its updates begin anew, from the same tokens and with the same pairs."""
     method = Recorder(replace(CONFIG, trace=str(tmp_path / "trace.jsonl")))
     failing(method, range(3, 5), words)
-    with patched(pipe, method), pytest.warns(UserWarning, match="out of memory at guided step 2") as told:
+    with backbones.attached(pipe, method), pytest.warns(UserWarning, match="out of memory at guided step 2") as told:
         latents = sample(pipe)
     assert_same_guidance(latents, guided)
     assert [str(one.message).partition("from now on: ")[2] for one in told] == [
@@ -79,7 +79,10 @@ def test_out_of_memory_at_last_ends_guidance_and_not_the_run(pipe: Any, tmp_path
     """From the second update of the second guided step on: the first step keeps what it did."""
     method = Recorder(replace(CONFIG, trace=str(tmp_path / "trace.jsonl")))
     failing(method, range(3, 10))
-    with patched(pipe, method), pytest.warns(UserWarning, match="without guidance: memory did not suffice") as told:
+    with (
+        backbones.attached(pipe, method),
+        pytest.warns(UserWarning, match="without guidance: memory did not suffice") as told,
+    ):
         latents = sample(pipe)
     assert latents.isfinite().all()
     assert not torch.equal(latents, sample(pipe))
@@ -147,7 +150,7 @@ def test_a_model_shared_by_two_threads_is_refused(pipe: Any) -> None:
         return objective(*args)
 
     method.objective = meanwhile
-    with patched(pipe, method):
+    with backbones.attached(pipe, method):
         sample(pipe)
     assert isinstance(met[0], MotionPromptError)
     assert "give each thread a model of its own" in str(met[0])
@@ -182,7 +185,7 @@ def test_models_that_are_offloaded_whole_stay_during_a_guided_step(pipe: Any, gu
     hooks = offload()
     objective = method.objective
     method.objective = lambda *args: staying.append(pipe.unet._hf_hook.prev_module_hook) or objective(*args)
-    with patched(pipe, method):
+    with backbones.attached(pipe, method):
         assert_same_guidance(sample(pipe), guided)
         for hook in hooks:
             hook.remove()

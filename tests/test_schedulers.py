@@ -17,7 +17,7 @@ from mp_hooks import backbones
 from mp_hooks.backbones.diffusers.schedule import LEVELS, check_scheduler, clean_latents, schedule_step
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.testing import ConformanceSuite
-from mp_hooks.testing.conformance import Recorder, patched
+from mp_hooks.testing.conformance import Recorder
 from mp_hooks.testing.diffusers import AnimateDiffCase
 
 diffusers = pytest.importorskip("diffusers")
@@ -185,7 +185,7 @@ def test_a_pipeline_of_two_calls_a_step() -> None:
 def test_both_calls_of_a_step_are_guided_and_their_sub_clips_put_in_place() -> None:
     case = AnimateDiffCase("KDPM2DiscreteScheduler")
     method = Recorder(replace(case.config, subclip=2, iterations=1))
-    with case.open() as pipe, patched(pipe, method):
+    with case.open() as pipe, backbones.attached(pipe, method):
         case.sample(pipe, case.prompts, seed=7)
     assert [update.step.index for update in method.updates] == [1, 1, 2, 2]
     assert all(update.step.anchor is not None for update in method.updates)

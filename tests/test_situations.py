@@ -19,7 +19,7 @@ from mp_hooks.config import MotionPromptConfig
 from mp_hooks.errors import MotionPromptError
 from mp_hooks.guidance import MotionPrompt
 from mp_hooks.testing import tiny
-from mp_hooks.testing.conformance import Recorder, assert_same_guidance, patched
+from mp_hooks.testing.conformance import Recorder, assert_same_guidance
 from mp_hooks.testing.diffusers import DiffusersCase
 
 diffusers = pytest.importorskip("diffusers")
@@ -49,7 +49,7 @@ def sampled(
 ) -> tuple[Tensor, Recorder]:
     """A guided sampling, and its method with every update."""
     method = Recorder(config or case.config)
-    with patched(pipe, method):
+    with backbones.attached(pipe, method):
         return case.sample(pipe, prompts or case.prompts, seed=7, **options), method
 
 
@@ -181,7 +181,7 @@ def test_a_lora_on_the_text_encoder_keeps_its_scale(name: str) -> None:
         assert not torch.allclose(host_rows, rows[-1].chunk(2)[1], atol=1e-3), "the scale must matter here"
         handle.remove()
         method = MotionPrompt(case.config)
-        with patched(pipe, method), warnings.catch_warnings():
+        with backbones.attached(pipe, method), warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # which tells where another text is passed
             adapter = backbones.patched_adapter(pipe)
             case.sample(pipe, case.prompts, seed=7, **options)
@@ -232,7 +232,7 @@ def test_a_part_replaced_while_patched_is_guided(host: Any) -> None:
     case, pipe = host
     expected, method = sampled(case, pipe)
     recorder = Recorder(case.config)
-    with patched(pipe, recorder):
+    with backbones.attached(pipe, recorder):
         replace_network(pipe, copy.deepcopy(network(pipe)))
         pipe.text_encoder = copy.deepcopy(pipe.text_encoder)
         assert_same_guidance(case.sample(pipe, case.prompts, seed=7), expected)
@@ -246,7 +246,7 @@ def test_a_part_replaced_while_patched_is_guided(host: Any) -> None:
 def test_several_videos_of_a_prompt_have_their_own_tokens(name: str) -> None:
     with opened(name) as (case, pipe):
         method = Recorder(case.config)
-        with patched(pipe, method):
+        with backbones.attached(pipe, method):
             latents = case.sample(pipe, case.prompts[:1], seed=7, num_videos_per_prompt=2)
         tokens = method.runs[0].tokens
         assert len(latents) == len(tokens) == 2

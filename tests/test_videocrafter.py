@@ -19,7 +19,6 @@ from mp_hooks.guidance import MotionPrompt
 from mp_hooks.guidance.trace import read_trace
 from mp_hooks.testing import Command, tiny
 from mp_hooks.testing.case import importable
-from mp_hooks.testing.conformance import patched
 from mp_hooks.testing.doctor import GUIDANCE, copy_of, environment
 
 pytestmark = pytest.mark.upstream("videocrafter2")
@@ -186,7 +185,7 @@ def host() -> Iterator[Any]:
 
 def test_a_prompt_of_a_hundred_words_is_warned_of_and_runs(host: Any) -> None:
     method = MotionPrompt(CASE.config)
-    with patched(host, method), pytest.warns(UserWarning, match="last 1 tokens make room"):
+    with backbones.attached(host, method), pytest.warns(UserWarning, match="last 1 tokens make room"):
         guided = CASE.sample(host, ["word " * 100], seed=7)
     assert guided.isfinite().all()
 

@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mp_hooks.backbones import attached
 from mp_hooks.guidance.memory import checkpointed
 from mp_hooks.guidance.numerics import weights_in_float32
 from mp_hooks.hooks import Hooks
 from mp_hooks.testing import tiny
-from mp_hooks.testing.conformance import Recorder, patched
+from mp_hooks.testing.conformance import Recorder
 from mp_hooks.testing.diffusers import DiffusersCase
 
 pytest.importorskip("diffusers")
@@ -199,7 +200,7 @@ def gradient(
         for part in parts(pipe):
             part.to(dtype)
         prepare(pipe)
-        with patched(pipe, method):
+        with attached(pipe, method):
             case.sample(pipe, case.prompts, seed=7)
     return torch.cat([update.gradient.flatten(1) for update in method.updates])
 

@@ -95,6 +95,16 @@ def attach(host: Any, method: MotionPrompt, samplings: Samplings | None = None) 
     vars(host)[ADAPTER] = adapter
 
 
+@contextmanager
+def attached(host: Any, method: MotionPrompt) -> Iterator[None]:
+    """`attach` for the length of a with block."""
+    attach(host, method)
+    try:
+        yield
+    finally:
+        remove_patch(host)
+
+
 def patched_adapter(host: Any) -> Adapter | None:
     """The adapter of a patched host; a shallow copy of one shows that of its original, and has none."""
     adapter = vars(host).get(ADAPTER)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -78,7 +78,7 @@ class ConformanceSuite:
     @classmethod
     def guide(cls, host: Any, prompts: list[str] | None = None) -> Guided:
         method = Recorder(cls.case.config)
-        with patched(host, method):
+        with backbones.attached(host, method):
             return Guided(cls.sample(host, prompts), method, torch.random.get_rng_state())
 
     def test_the_adapter_registered_for_the_case_answers(self, host: Any) -> None:
@@ -129,7 +129,7 @@ class ConformanceSuite:
     def test_a_copy_of_a_patched_host_is_a_plain_one(self, host: Any) -> None:
         """It holds nothing of ours: it computes with its own weights, and can be saved."""
         before = [vars(module).keys() for module in backbones.adapter_for(host).modules()]
-        with patched(host, Recorder(self.case.config)):
+        with backbones.attached(host, Recorder(self.case.config)):
             self.sample(host)
             assert [vars(module).keys() for module in backbones.adapter_for(host).modules()] == before
             copied = copy.copy(host)
@@ -163,7 +163,7 @@ class ConformanceSuite:
     def test_prediction_is_the_hosts_own(self, host: Any, vanilla: Tensor) -> None:
         expected = self.case.own_predictions(host, self.case.prompts, seed=7)
         method = Recorder(self.case.config, ProbeRun)
-        with patched(host, method):
+        with backbones.attached(host, method):
             untouched = self.sample(host)
         predictions = [clean for run in method.runs for clean in run.predictions]
         assert len(predictions) == len(expected)
@@ -180,7 +180,7 @@ class ConformanceSuite:
         method = Recorder(replace(self.case.config, lambda_tv=1.0), DifferencesRun)
         method.objective.flow.double()
         method.objective.discriminator.double()
-        with self.case.in_float64(host), patched(host, method):
+        with self.case.in_float64(host), backbones.attached(host, method):
             self.case.sample(host, self.case.prompts, seed=7)
         slopes = [pair for run in method.runs for pair in run.slopes]
         assert slopes
@@ -207,7 +207,7 @@ class ConformanceSuite:
             raise ZeroDivisionError("in the middle of a guided step")
 
         method = MotionPrompt(self.case.config)
-        with pytest.raises(ZeroDivisionError), patched(host, method):
+        with pytest.raises(ZeroDivisionError), backbones.attached(host, method):
             method.objective = fail  # type: ignore[assignment]
             self.sample(host)
         assert [parameter.requires_grad for parameter in parameters] == flags
@@ -312,13 +312,3 @@ class Recorder(MotionPrompt):
     def run(self, host: Host, prompts: Sequence[str]) -> Run:
         self.runs.append(self.kind(self, host, list(prompts), number=len(self.runs)))
         return self.runs[-1]
-
-
-@contextmanager
-def patched(host: Any, method: MotionPrompt) -> Iterator[None]:
-    """`attach` for a with block, with a method of the test's own."""
-    backbones.attach(host, method)
-    try:
-        yield
-    finally:
-        backbones.remove_patch(host)

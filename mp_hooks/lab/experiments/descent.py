@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
+from mp_hooks.backbones import attached
 from mp_hooks.config import MotionPromptConfig, add_config_flags, config_from_flags
 from mp_hooks.errors import MotionPromptError, exits_cleanly
 from mp_hooks.guidance import MotionPrompt, Step, full_precision
@@ -24,7 +25,6 @@ from mp_hooks.guidance.method import TokenOptimizer
 from mp_hooks.guidance.schedule import Pairs
 from mp_hooks.guidance.trace import read_trace
 from mp_hooks.lab import mini
-from mp_hooks.lab.experiments.methods import guided
 from mp_hooks.lab.experiments.paired import Experiment
 from mp_hooks.testing import CASES, tiny
 
@@ -87,7 +87,7 @@ def measure(name: str, config: MotionPromptConfig, folder: Path) -> Descent:
     with _sampler(name) as (host, case_config, sample):
         given = replace(config, discriminator=config.discriminator or case_config.discriminator)
         method = MotionPrompt if name == MINI else SizingMotionPrompt
-        with guided(host, method(replace(given, descent=True, trace=str(trace), progress=False))):
+        with attached(host, method(replace(given, descent=True, trace=str(trace), progress=False))):
             sample()
     records = read_trace(trace)
     before, after = (

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,16 +26,6 @@ if TYPE_CHECKING:
     from diffusers import AnimateDiffPipeline
 
 
-@contextmanager
-def guided(host: Any, method: MotionPrompt) -> Iterator[None]:
-    """`attach` for the length of a with block."""
-    backbones.attach(host, method)
-    try:
-        yield
-    finally:
-        backbones.remove_patch(host)
-
-
 @dataclass(frozen=True)
 class SamplingMethod:
     """One way to sample: what it is, what it does to the prompt, and what holds while the pipeline is called."""
@@ -47,7 +37,7 @@ class SamplingMethod:
 
 def guided_with(**options: Any) -> Callable[[AnimateDiffPipeline, MotionPromptConfig], AbstractContextManager[None]]:
     """Guidance with these options in place of the configuration's."""
-    return lambda pipe, config: guided(pipe, MotionPrompt(replace(config, **options)))
+    return lambda pipe, config: backbones.attached(pipe, MotionPrompt(replace(config, **options)))
 
 
 BASELINE = "baseline"
@@ -66,12 +56,13 @@ METHODS = {
     ),
     "balanced": SamplingMethod("MotionPrompt, preset balanced", around=guided_with(**PRESETS["balanced"])),
     "unmoved": SamplingMethod(
-        "the token in its place, never moved", around=lambda pipe, config: guided(pipe, UnmovedMotionPrompt(config))
+        "the token in its place, never moved",
+        around=lambda pipe, config: backbones.attached(pipe, UnmovedMotionPrompt(config)),
     ),
     "word": SamplingMethod("the initial word appended", prompt=lambda prompt, config: f"{prompt} {config.init_word}"),
     "steady": SamplingMethod(f"the word '{STEADY}' in front", prompt=lambda prompt, _: f"{STEADY} {prompt}"),
     "search": SamplingMethod(
-        "tokens by random search", around=lambda pipe, config: guided(pipe, SearchingMotionPrompt(config))
+        "tokens by random search", around=lambda pipe, config: backbones.attached(pipe, SearchingMotionPrompt(config))
     ),
     "freeinit": SamplingMethod("FreeInit", around=lambda pipe, _: free_init(pipe)),
     "latent": SamplingMethod(

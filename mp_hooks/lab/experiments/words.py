@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from mp_hooks.backbones import attached
 from mp_hooks.config import MotionPromptConfig, add_config_flags, config_from_flags
 from mp_hooks.errors import exits_cleanly
 from mp_hooks.guidance import MotionPrompt, Run
@@ -19,7 +20,6 @@ from mp_hooks.guidance.method import Update
 from mp_hooks.guidance.schedule import draw_pairs
 from mp_hooks.guidance.tokens import initial_tokens
 from mp_hooks.lab import mini
-from mp_hooks.lab.experiments.methods import guided
 from mp_hooks.lab.experiments.paired import Experiment
 from mp_hooks.lab.mini.clips import FAULTS, STEADY
 
@@ -48,7 +48,7 @@ def measure(config: MotionPromptConfig, clips: int) -> list[tuple[int, dict[str,
     pipe, method = mini.load_pipeline(), MotionPrompt(config)
     method.observers.append(look)
     drawn = Experiment(str(mini.PACKAGED), SEED, clips, 1, "pyramid", None, config).clips()
-    with guided(pipe, method):
+    with attached(pipe, method):
         mini.sample([prompt for prompt, _, _ in drawn], [seed for _, _, seed in drawn], pipe=pipe)
     return found
 
