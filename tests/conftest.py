@@ -12,6 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here needs the hub, and what asks 
 
 import pytest
 import torch
+from hypothesis import settings
 
 from mp_hooks import patching
 from mp_hooks.lab import mini
@@ -19,6 +20,9 @@ from mp_hooks.lab.mini import model
 from mp_hooks.lab.mini.clips import SIDE
 from mp_hooks.testing import tiny
 from mp_hooks.testing.case import MissingPackage
+
+settings.register_profile("suite", deadline=None, derandomize=True)  # the same examples, however busy the machine is
+settings.load_profile("suite")
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)  # inside of those that pytest undoes afterwards

@@ -358,9 +358,9 @@ def test_a_second_mp_patch_waits_for_the_first(toy: patching.Manifest, repo: Pat
     pytest.importorskip("fcntl", reason="no lock on folders here")
     context = multiprocessing.get_context("spawn")
     held = context.Event()
-    other = context.Process(target=_hold_lock, args=(repo, held, 1.0))
+    other = context.Process(target=_hold_lock, args=(repo, held, 2.0))
     other.start()
-    assert held.wait(30)
+    assert held.wait(120)
     began = time.monotonic()
     patching.apply(toy, repo)
     assert time.monotonic() - began > 0.5

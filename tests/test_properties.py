@@ -45,7 +45,7 @@ CONFIGURATIONS = st.fixed_dictionaries(
 
 
 @given(CONFIGURATIONS)
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_configuration_is_refused_or_comes_back_from_its_file(tmp_path: Path, given_: dict[str, Any]) -> None:
     try:
         config = MotionPromptConfig(**given_)
@@ -63,7 +63,6 @@ def test_every_configuration_is_refused_or_comes_back_from_its_file(tmp_path: Pa
     st.sampled_from(["end", "front"]),
     st.booleans(),
 )
-@settings(deadline=None)
 def test_the_tokens_stand_in_every_prompt_and_nothing_else_moves(
     prompts: list[list[int]], length: int, count: int, placement: str, starts: bool
 ) -> None:
@@ -103,7 +102,7 @@ PROMPTS = [
     steps=st.sampled_from([1, 2, 3, 7]),
     scale=st.sampled_from([0.0, 1.0, 7.5, 50.0]),
 )
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_is_sampled_is_finite_or_refused(
     pipe: Any, prompts: list[str], frames: int, steps: int, scale: float
 ) -> None:

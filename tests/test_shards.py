@@ -128,13 +128,13 @@ def test_killed_again_and_again_and_resumed_is_as_unbroken(videos: Path, unbroke
     out = tmp_path / "shards"
     moments = random.Random(0)
     fork = multiprocessing.get_context("fork")
-    began = time.monotonic()
-    extract(videos, tmp_path / "timed", load_flow("pyramid"), SETTINGS)
-    whole = time.monotonic() - began
     for kills in range(10):
         process = fork.Process(target=extract, args=(videos, out, load_flow("pyramid"), SETTINGS))
         process.start()
-        time.sleep(moments.uniform(0, whole / 4))
+        wanted = len(list(out.glob("*.tar"))) + moments.randrange(2)  # at most one of eight shards before each kill
+        while process.is_alive() and len(list(out.glob("*.tar"))) < wanted:
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.05))
         process.kill()
         process.join()
         if process.exitcode != -signal.SIGKILL:

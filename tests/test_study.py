@@ -251,6 +251,7 @@ def vote_through(browser, site: Path, decide: Callable[[dict], str | None], relo
     known_by_clips = {frozenset(trial["clips"]): (name, trial) for name, trial in key_of(site)["trials"].items()}
     keys = {"left": "\ue012", "tie": "\ue015", "right": "\ue014"}
     cast: dict[str, str] = {}
+    wait_for(browser.find_element("id", "begin").is_displayed)
     browser.find_element("id", "begin").click()
     for number, by_key in zip(range(len(known_by_clips)), cycle([True, False])):
         sides = shown(browser)
