@@ -29,7 +29,7 @@ from mp_hooks.lab.experiments.paired import Experiment
 from mp_hooks.testing import CASES, tiny
 
 MINI = "mini"
-CLIPS, SEED, STEPS = 12, 901, 10  # of the mini model
+CLIPS, SEED = 12, 901  # of the mini model
 SAMPLINGS = 2  # of two prompts, by a tiny host
 
 
@@ -113,7 +113,7 @@ def _sampler(name: str) -> Iterator[tuple[object, MotionPromptConfig, Callable[[
         pipe = mini.load_pipeline()
         clips = Experiment(str(mini.PACKAGED), SEED, CLIPS, 1, "pyramid", None, mini.guidance()).clips()
         prompts, seeds = [prompt for prompt, _, _ in clips], [seed for _, _, seed in clips]
-        yield pipe, mini.guidance(), lambda: mini.sample(prompts, seeds, steps=STEPS, pipe=pipe)
+        yield pipe, mini.guidance(), lambda: mini.sample(prompts, seeds, pipe=pipe)
         return
     case = tiny(name)
     with case.open() as host:
