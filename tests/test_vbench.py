@@ -20,7 +20,7 @@ from mp_hooks.lab.metrics import Measurer, Settings, dynamic_degree, temporal_fl
 from mp_hooks.lab.metrics.features import CLIP, DINO, consistency, load_clip, load_dino
 from mp_hooks.lab.metrics.temporal import NeighbouringFlow, at_vbench_rate
 from mp_hooks.lab.metrics.vbench import measure_with_vbench, prompt_of
-from mp_hooks.lab.mini.clips import clean_clips
+from mp_hooks.lab.mini.clips import draw, sample_scenes
 from mp_hooks.video import as_frames, read_frames, write_video
 
 
@@ -28,7 +28,8 @@ from mp_hooks.video import as_frames, read_frames, write_video
 def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Ordinary lossy mp4 files, one of them wider than high."""
     folder = tmp_path_factory.mktemp("videos")
-    clips = [as_frames(clip) for clip in clean_clips(3, seed=0)[0]]
+    scenes = sample_scenes(3, torch.Generator().manual_seed(0), fault_share=0.0)
+    clips = [as_frames(clip) for clip in draw(scenes)]
     clips[1] = torch.cat([clips[1], clips[2]], dim=3)[:3]
     for number, clip in enumerate(clips):
         write_video(folder / f"a clip-{number}.mp4", clip, 8)

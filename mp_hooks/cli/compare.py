@@ -32,7 +32,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     names = f"of: {', '.join(METHODS)} (default: these), {CHEAPER}"
     parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="METHOD", help=names)
     parser.add_argument("--arms", nargs="+", dest="methods", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    parser.add_argument("--workers", type=int, help="processes of one thread (default: one a core)")
+    parser.add_argument("--workers", type=int, help="processes of one thread (default: one a core, on a GPU one)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="that samples (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=4, help="clips sampled together (default: %(default)s)")
     parser.add_argument("--measure-flow", default="pyramid", metavar="NAME", help="flow that measures use")

@@ -132,11 +132,11 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--width", type=positive, default=96, help="of 'small' and 'conv' (default: %(default)s)")
     parser.add_argument("--backbone-weights", type=Path, metavar="FILE", help="local weights of a timm backbone")
-    parser.add_argument("--image-size", type=positive, help="side the ViT sees (default: 64, timm: 224)")
+    parser.add_argument("--image-size", type=positive, help="side that the backbone sees (default: 64, timm: 224)")
     parser.add_argument(
         "--slope",
         action="store_true",
-        help="the ViT sees the logarithm of the field's slope too, which noise would hide: train with --noise 0",
+        help="the backbone sees the logarithm of the field's slope too, which noise would hide: train with --noise 0",
     )
     parser.add_argument(
         "--noise", type=float, default=0.1, metavar="SHARE", help="of a field's RMS, added (default: %(default)s)"

@@ -93,7 +93,7 @@ class FlowDiscriminator(nn.Module):
         elif config.backbone == "conv":
             self.backbone = SmallConv(config)
         else:
-            self.backbone, width = _timm_vit(config, pretrained)
+            self.backbone, width = _timm_backbone(config, pretrained)
         self.head = nn.Sequential(
             nn.Linear(width, width), nn.GELU(), nn.Linear(width, width // 2), nn.GELU(), nn.Linear(width // 2, 1)
         )
@@ -233,7 +233,7 @@ def resize_flow(flow: Tensor, size: int) -> Tensor:
     return resized * (size / flow.shape[-1])
 
 
-def _timm_vit(config: DiscriminatorConfig, pretrained: bool | str | Path) -> tuple[nn.Module, int]:
+def _timm_backbone(config: DiscriminatorConfig, pretrained: bool | str | Path) -> tuple[nn.Module, int]:
     name = config.backbone.removeprefix(TIMM)
     try:
         timm = importlib.import_module("timm")
@@ -247,7 +247,7 @@ def _timm_vit(config: DiscriminatorConfig, pretrained: bool | str | Path) -> tup
     if not timm.is_model(name):
         raise MotionPromptError(f"timm has no model '{name}'; timm.list_models('vit*') lists its ViTs")
     try:
-        vit = timm.create_model(
+        backbone = timm.create_model(
             name,
             pretrained=bool(pretrained),
             pretrained_cfg_overlay=local,
@@ -259,7 +259,7 @@ def _timm_vit(config: DiscriminatorConfig, pretrained: bool | str | Path) -> tup
             f"cannot load '{name}' ({str(error).splitlines()[0][:120]}); "
             "give a local file with --backbone-weights, or --backbone small"
         ) from error
-    return vit, vit.num_features
+    return backbone, backbone.num_features
 
 
 def _is_hub_name(folder: str | Path) -> bool:

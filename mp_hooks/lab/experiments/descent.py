@@ -34,7 +34,7 @@ SAMPLINGS = 2  # of two prompts, by a tiny host
 
 
 @dataclass(frozen=True)
-class Descent:
+class Descents:
     """Of guided steps of single samples: in how many the loss fell, the mean loss before and after, cosine to T0.
 
     The cosines are those after the first guided step and after the last.
@@ -78,7 +78,7 @@ class SizingMotionPrompt(MotionPrompt):
     optimizer_type = SizeOfSteps
 
 
-def measure(name: str, config: MotionPromptConfig, folder: Path) -> Descent:
+def measure(name: str, config: MotionPromptConfig, folder: Path) -> Descents:
     """Sample host `name`, or the mini model, guided as `config` says, and read its trace in `folder`.
 
     Raises MotionPromptError for an unknown host, and for one that cannot be built here.
@@ -103,7 +103,7 @@ def measure(name: str, config: MotionPromptConfig, folder: Path) -> Descent:
         float(torch.stack([value for (_, step), value in ends.items() if step == which]).mean())
         for which in (min(steps), max(steps))
     )
-    return Descent(int((after < before).sum()), len(before), float(before.mean()), float(after.mean()), first, last)
+    return Descents(int((after < before).sum()), len(before), float(before.mean()), float(after.mean()), first, last)
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -39,7 +38,7 @@ from mp_hooks.lab.metrics import (
     warping_error,
 )
 from mp_hooks.lab.mini.clips import SPAN, captions, sample_scenes
-from mp_hooks.lab.mini.model import load_pipeline
+from mp_hooks.lab.mini.model import load_pipeline, pipeline_on
 from mp_hooks.lab.mini.rigidity import layer_motion
 from mp_hooks.lab.mini.tracking import at_tracking_size, jerk, track_object, velocity
 from mp_hooks.runs import claim
@@ -108,8 +107,8 @@ def run(
 ) -> dict[str, dict]:
     """Sample what is not in `out` yet, measure everything; returns {method: {measure: [value a clip]}}.
 
-    Workers are processes of one thread, as many as there are cores unless told. Raises MotionPromptError for an
-    unknown method and for a folder that holds another experiment.
+    Workers are processes of one thread: unless told as many as there are cores, on a GPU one. Raises MotionPromptError
+    for an unknown method and for a folder that holds another experiment.
     """
     for method in methods:
         if method not in METHODS:
@@ -117,7 +116,7 @@ def run(
     load_pipeline(experiment.model)  # a missing model is told before anything is written
     experiment.claim(out)
     tasks = [(method, chunk) for chunk in range(experiment.chunks()) for method in methods]
-    workers = min(workers or os.cpu_count() or 1, len(tasks))
+    workers = min(workers or (os.cpu_count() if device == "cpu" else None) or 1, len(tasks))
     context = multiprocessing.get_context("spawn")
     results: dict[str, dict[str, list[float]]] = {method: {name: [] for name in MEASURES} for method in methods}
     with ProcessPoolExecutor(workers, context, _start_worker) as pool:
@@ -163,11 +162,6 @@ def _start_worker() -> None:
 
 
 @cache
-def _pipeline(model: str, device: str) -> Any:
-    return load_pipeline(model).to(device)
-
-
-@cache
 def _discriminator(folder: str, device: str) -> FlowDiscriminator:
     return FlowDiscriminator.from_pretrained(folder).to(device)
 
@@ -188,7 +182,7 @@ def sample_and_measure(
     except (SafetensorError, OSError):
         config = replace(experiment.guidance, trace=str(trace_file(out, method, chunk)), progress=False)
         prompts, seeds = [prompt for prompt, _, _ in part], [seed for _, _, seed in part]
-        video = sample_with(method, _pipeline(experiment.model, device), prompts, seeds, config).cpu()
+        video = sample_with(method, pipeline_on(device, experiment.model), prompts, seeds, config).cpu()
         clips = torch.stack([as_frames(clip) for clip in video])
         with replacing(path) as temporary:
             save_file({"clips": clips}, temporary)
@@ -202,7 +196,7 @@ def sample_and_measure(
 
 
 def measure(frames: Tensor, wanted: tuple[str, str, str], estimator: FlowEstimator) -> dict[str, float]:
-    """Every measure of one clip, uint8 [t, 3, h, w], whose caption named the attributes `wanted`."""
+    """Every measure of one clip but its logit, uint8 [t, 3, h, w], whose caption named the attributes `wanted`."""
     flow = neighbouring_flow(frames, estimator)
     video = at_tracking_size(frames.transpose(0, 1).float() / 127.5 - 1)
     tracked = track_object(video.cpu())

@@ -44,7 +44,7 @@ def table_text(experiment: Experiment, results: dict[str, dict]) -> str:
         if GUIDED in results and method not in (BASELINE, GUIDED):
             row = comparisons({name: results[name] for name in (method, GUIDED)}, against=method)[GUIDED]
             lines.append(f"\n{GUIDED} against {method}")
-            lines += [f"  {MEASURES[name].title:40} {row[name]}" for name in ("flickering", "warping", "jerk")]
+            lines += [f"  {MEASURES[name].title:40} {row[name]}" for name in MEASURES]
     return "\n".join(lines)
 
 

@@ -1,6 +1,6 @@
 """The embedded mini text-to-video model: drawn clips, a small AnimateDiff pipeline, its training and evaluation."""
 
-from mp_hooks.lab.mini.clips import FRAME_RATE, clean_clips
+from mp_hooks.lab.mini.clips import FRAME_RATE
 from mp_hooks.lab.mini.model import CALL, GUIDANCE, PACKAGED, guidance, load_pipeline, sample
 from mp_hooks.lab.mini.tracking import TrackedObject, jerk, track_object
 
@@ -10,7 +10,6 @@ __all__ = [
     "GUIDANCE",
     "PACKAGED",
     "TrackedObject",
-    "clean_clips",
     "guidance",
     "jerk",
     "load_pipeline",

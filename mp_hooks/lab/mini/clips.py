@@ -418,9 +418,3 @@ def captions(scenes: Scenes) -> list[str]:
         words = [*(["an" if words[0][0] in "aeiou" else "a"] if article else []), *words]
         result.append(" ".join(words))
     return result
-
-
-def clean_clips(n: int, seed: int, held_out: bool | None = None) -> tuple[Tensor, list[str]]:
-    """n clips without faults [n, 3, t, h, w] in [-1, 1] and their captions: the real class of the discriminator."""
-    scenes = sample_scenes(n, torch.Generator().manual_seed(seed), fault_share=0.0, held_out=held_out)
-    return draw(scenes), captions(scenes)

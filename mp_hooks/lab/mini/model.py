@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -137,6 +138,12 @@ def load_pipeline(folder: str | Path = PACKAGED) -> AnimateDiffPipeline:
     pipe = AnimateDiffPipeline.from_pretrained(str(folder), local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@cache
+def pipeline_on(device: str, folder: str) -> AnimateDiffPipeline:
+    """`load_pipeline` once a process, on a device."""
+    return load_pipeline(folder).to(device)
 
 
 def shape_of(pipe: AnimateDiffPipeline) -> tuple[int, int]:

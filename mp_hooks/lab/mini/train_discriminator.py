@@ -14,9 +14,9 @@ import multiprocessing
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from mp_hooks.errors import exits_cleanly
 from mp_hooks.lab.mini.clips import FRAME_RATE, captions, draw, sample_scenes
-from mp_hooks.lab.mini.model import CALL, PACKAGED, load_pipeline, sample, shape_of
+from mp_hooks.lab.mini.model import CALL, PACKAGED, pipeline_on, sample, shape_of
 from mp_hooks.video import as_frames, write_video
 
 if TYPE_CHECKING:
@@ -54,15 +54,9 @@ def redrawn(pipe: AnimateDiffPipeline, videos: Tensor, prompts: Sequence[str], s
     return frames.transpose(1, 2).float() * 2 - 1
 
 
-@cache
-def _pipeline(model: str, device: str) -> Any:
-    torch.set_num_threads(1)
-    return load_pipeline(model).to(device)
-
-
 def _write_chunk(model: str, out: Path, device: str, chunk: int) -> None:
     """Eight clips of each kind."""
-    pipe, first = _pipeline(model, device), SEED + CHUNK * chunk
+    pipe, first = pipeline_on(device, model), SEED + CHUNK * chunk
     frames, size = shape_of(pipe)
     scenes = sample_scenes(CHUNK, torch.Generator().manual_seed(first), held_out=None, frames=frames)
     scenes.words[:, 1] = False  # no quality word: the model itself decides whether a fault appears
@@ -81,12 +75,12 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mp_hooks.lab.mini.train_discriminator", description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", type=Path, default=PACKAGED, help="pipeline folder (default: the packaged one)")
-    parser.add_argument("--clips", type=int, default=128, help="of each kind (default: %(default)s)")
+    parser.add_argument("--clips", type=int, default=128, help="of each kind, in eights (default: %(default)s)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="that samples (default: %(default)s)")
     args = parser.parse_args(arguments)
-    chunks = range(args.clips // CHUNK)
+    chunks = range(-(-args.clips // CHUNK))
     workers = os.cpu_count() if args.device == "cpu" else 1
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         for _ in tqdm(
             pool.map(partial(_write_chunk, str(args.model), args.out, args.device), chunks),
             total=len(chunks),
