@@ -48,6 +48,11 @@ def local_device() -> str:
     return f"cuda:{processes().local_rank % gpus}" if gpus else "cpu"
 
 
+def workers_for(device: str) -> int:
+    """How many processes of one thread sample at once: one a core, and one alone on a GPU."""
+    return (os.cpu_count() or 1) if device == "cpu" else 1
+
+
 def shared(parts: Sequence[T], done: Callable[[T], bool], folder: Path) -> Iterator[T]:
     """The parts that are not done and fall to this process, which does each before it asks for the next.
 

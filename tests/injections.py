@@ -156,8 +156,7 @@ def inject(case: HostCase, host: Any, count: int, seed: int) -> Counter[str]:
         with ExitStack() as stack:
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
-            backbones.attach(host, method)
-            stack.callback(backbones.remove_patch, host)
+            stack.enter_context(backbones.attached(host, method))
             stack.enter_context(struck(method, host, place, method.fault(kind, call, lasting, rng)))
             torch.manual_seed(7)
             try:

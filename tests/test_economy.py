@@ -76,12 +76,8 @@ def at_a_guided_step(case: HostCase, host: Any, config: MotionPromptConfig, look
     """Call look(run, step) in the first guided step, everything in place."""
     method = Looking(config)
     method.look = look
-    backbones.attach(host, method)
-    try:
-        with pytest.raises(Seen):
-            case.sample(host, case.prompts, seed=7)
-    finally:
-        backbones.remove_patch(host)
+    with backbones.attached(host, method), pytest.raises(Seen):
+        case.sample(host, case.prompts, seed=7)
 
 
 def gradient(run: Run, step: Step) -> Tensor:
@@ -301,11 +297,8 @@ def test_a_sub_clip_is_put_where_the_step_before_predicted_the_clip(case: tuple[
 
     method = MotionPrompt(replace(case[0].config, subclip=2, iterations=1, checkpointing="none"))
     method.run_type, method.optimizer_type = NotingRun, NotingOptimizer
-    backbones.attach(case[1], method)
-    try:
+    with backbones.attached(case[1], method):
         case[0].sample(case[1], case[0].prompts, seed=7)
-    finally:
-        backbones.remove_patch(case[1])
     assert seen
     for placed, expected in seen:
         torch.testing.assert_close(placed, expected)
@@ -396,12 +389,10 @@ def test_nothing_of_a_decode_without_memory_is_kept(name: str) -> None:
     case = tiny(name)
     with case.open() as host:
         method = WatchedMotionPrompt(replace(case.config, start=0.25, stop=0.5))
-        backbones.attach(host, method)
-        handle = host.vae.decoder.conv_out.register_forward_pre_hook(fails)
-        try:
-            with pytest.warns(UserWarning, match="out of memory"):
-                case.sample(host, case.prompts[:1], seed=0)
-        finally:
-            handle.remove()
-            backbones.remove_patch(host)
+        with (
+            backbones.attached(host, method),
+            host.vae.decoder.conv_out.register_forward_pre_hook(fails),
+            pytest.warns(UserWarning, match="out of memory"),
+        ):
+            case.sample(host, case.prompts[:1], seed=0)
     assert decoded

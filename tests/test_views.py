@@ -203,12 +203,8 @@ def test_the_gradient_agrees_with_that_of_the_whole_clip(name: str, size: dict[s
     method = Priced(case.config)
     with case.open() as pipe:
         listen_less(pipe.vae, past)
-        backbones.attach(pipe, method)
-        try:
-            with pytest.raises(Seen), torch.no_grad():
-                case.sample(pipe, case.prompts, seed=7)
-        finally:
-            backbones.remove_patch(pipe)
+        with backbones.attached(pipe, method), pytest.raises(Seen), torch.no_grad():
+            case.sample(pipe, case.prompts, seed=7)
     for approximation, cosines in method.found.items():
         print(f"\n{name}, past {past}, {approximation}: cosine {median(cosines):.3f}, least {min(cosines):.3f}", end="")
     if past == 0:

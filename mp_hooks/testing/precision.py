@@ -59,12 +59,8 @@ def compare(
     with case.open() as pipe:
         for module in backbones.adapter_for(pipe).modules():
             module.to(dtype)
-        backbones.attach(pipe, method)
-        try:
-            with torch.no_grad():
-                case.sample(pipe, case.prompts, seed=7, num_inference_steps=steps)
-        finally:
-            backbones.remove_patch(pipe)
+        with backbones.attached(pipe, method), torch.no_grad():
+            case.sample(pipe, case.prompts, seed=7, num_inference_steps=steps)
     return found
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -41,6 +40,7 @@ from mp_hooks.lab.mini.clips import SPAN, captions, sample_scenes
 from mp_hooks.lab.mini.model import load_pipeline, pipeline_on
 from mp_hooks.lab.mini.rigidity import layer_motion
 from mp_hooks.lab.mini.tracking import at_tracking_size, jerk, track_object, velocity
+from mp_hooks.processes import workers_for
 from mp_hooks.runs import claim
 from mp_hooks.video import as_frames
 
@@ -116,10 +116,10 @@ def run(
     load_pipeline(experiment.model)  # a missing model is told before anything is written
     experiment.claim(out)
     tasks = [(method, chunk) for chunk in range(experiment.chunks()) for method in methods]
-    workers = min(workers or (os.cpu_count() if device == "cpu" else None) or 1, len(tasks))
+    workers = min(workers or workers_for(device), len(tasks))
     context = multiprocessing.get_context("spawn")
     results: dict[str, dict[str, list[float]]] = {method: {name: [] for name in MEASURES} for method in methods}
-    with ProcessPoolExecutor(workers, context, _start_worker) as pool:
+    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
         done = pool.map(
             sample_and_measure,
             *zip(*[(experiment, method, chunk, out, device) for method, chunk in tasks], strict=True),
@@ -155,10 +155,6 @@ def trace_file(out: Path, method: str, chunk: int) -> Path:
 
 def _clips_file(out: Path, method: str, chunk: int) -> Path:
     return out / "clips" / f"{method}-{chunk:03d}.safetensors"
-
-
-def _start_worker() -> None:
-    torch.set_num_threads(1)
 
 
 @cache

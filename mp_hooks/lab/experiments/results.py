@@ -16,7 +16,7 @@ from mp_hooks.flow import load_flow
 from mp_hooks.guidance.trace import read_trace
 from mp_hooks.lab.experiments.methods import BASELINE, GUIDED, METHODS
 from mp_hooks.lab.experiments.paired import MEASURES, Experiment, comparisons, load_clips, trace_file
-from mp_hooks.lab.metrics import neighbouring_flow
+from mp_hooks.lab.metrics import Comparison, neighbouring_flow
 from mp_hooks.lab.mini.clips import FRAME_RATE
 from mp_hooks.lab.report.page import Figure, write_page
 from mp_hooks.lab.report.pictures import data_url, side_by_side, trace_plots
@@ -28,6 +28,10 @@ RESULTS_FILE, TABLE_FILE, PAGE_FILE = "results.json", "measures.csv", "index.htm
 
 def table_text(experiment: Experiment, results: dict[str, dict]) -> str:
     """Means of every method, then each method's paired difference to the baseline with its interval and test."""
+
+    def differences(row: dict[str, Comparison]) -> list[str]:
+        return [f"  {MEASURES[name].title:40} {comparison}" for name, comparison in row.items()]
+
     lines = [f"{experiment.prompts} prompts x {experiment.seeds} seeds, means; seed {experiment.seed}"]
     width = max(len(method) for method in results) + 2
     columns = {name: max(10, len(name) + 2) for name in MEASURES}
@@ -39,12 +43,12 @@ def table_text(experiment: Experiment, results: dict[str, dict]) -> str:
         lines.append(
             f"\n{method} ({METHODS[method].title}) against {BASELINE}: mean difference [95 % interval], clips up, down"
         )
-        lines += [f"  {MEASURES[name].title:40} {comparison}" for name, comparison in row.items()]
+        lines += differences(row)
     for method in results:
         if GUIDED in results and method not in (BASELINE, GUIDED):
             row = comparisons({name: results[name] for name in (method, GUIDED)}, against=method)[GUIDED]
             lines.append(f"\n{GUIDED} against {method}")
-            lines += [f"  {MEASURES[name].title:40} {row[name]}" for name in MEASURES]
+            lines += differences(row)
     return "\n".join(lines)
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -25,6 +24,7 @@ from tqdm import tqdm
 from mp_hooks.errors import exits_cleanly
 from mp_hooks.lab.mini.clips import FRAME_RATE, captions, draw, sample_scenes
 from mp_hooks.lab.mini.model import CALL, PACKAGED, pipeline_on, sample, shape_of
+from mp_hooks.processes import workers_for
 from mp_hooks.video import as_frames, write_video
 
 if TYPE_CHECKING:
@@ -79,8 +79,8 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="that samples (default: %(default)s)")
     args = parser.parse_args(arguments)
     chunks = range(-(-args.clips // CHUNK))
-    workers = os.cpu_count() if args.device == "cpu" else 1
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers_for(args.device), context, torch.set_num_threads, (1,)) as pool:
         for _ in tqdm(
             pool.map(partial(_write_chunk, str(args.model), args.out, args.device), chunks),
             total=len(chunks),
